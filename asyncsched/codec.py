@@ -1,0 +1,117 @@
+"""Definitions, cursors and log entries as bytes, with a version in front."""
+
+from __future__ import annotations
+
+import sys
+from typing import TypeVar
+
+import msgspec
+
+from asyncsched.definition import Cursor, Definition, RetryForm, RunForm, SpanForm
+from asyncsched.errors import NewerFormatError, SerializationError
+from asyncsched.model import Retry
+
+__all__ = [
+    "decode_cursor",
+    "decode_definition",
+    "decode_run",
+    "decode_span",
+    "encode",
+    "retry_from",
+    "retry_to",
+]
+
+#: The first byte of every blob. A reader refuses higher ones, so that a record of a newer version is left to newer code.
+FORMAT = 1
+_PREFIX = bytes([FORMAT])
+
+_encoder = msgspec.msgpack.Encoder()
+_definitions = msgspec.msgpack.Decoder(Definition)
+_cursors = msgspec.msgpack.Decoder(Cursor)
+_runs = msgspec.msgpack.Decoder(RunForm)
+_spans = msgspec.msgpack.Decoder(SpanForm)
+
+T = TypeVar("T")
+_FRESH = Cursor()
+
+
+def encode(form: Definition | Cursor | RunForm | SpanForm) -> bytes:
+    """The blob of a form."""
+    return _PREFIX + _encoder.encode(form)
+
+
+def decode_definition(blob: bytes) -> Definition:
+    """Raises NewerFormatError for a blob of a later version, SerializationError for one that cannot be read."""
+    return _decode(_definitions, blob)
+
+
+def decode_cursor(blob: bytes) -> Cursor:
+    """As decode_definition; an empty blob is the cursor of a job that has not run."""
+    return _decode(_cursors, blob) if blob else _FRESH
+
+
+def decode_run(blob: bytes) -> RunForm:
+    """As decode_definition."""
+    return _decode(_runs, blob)
+
+
+def decode_span(blob: bytes) -> SpanForm:
+    """As decode_definition."""
+    return _decode(_spans, blob)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[T], blob: bytes) -> T:
+    if blob[:1] != _PREFIX:
+        if blob and blob[0] > FORMAT:
+            raise NewerFormatError(
+                f"stored in format {blob[0]}, and this version of asyncsched reads up to {FORMAT}: upgrade this instance"
+            )
+        raise SerializationError(f"the stored data begins with {blob[:1]!r}, which no version of asyncsched writes")
+    try:
+        return decoder.decode(memoryview(blob)[1:])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise SerializationError(f"the stored data cannot be read: {error}") from error
+
+
+def retry_to(retry: Retry) -> RetryForm:
+    """A Retry as it is stored: error classes become ``module:qualname``."""
+    return RetryForm(
+        max_attempts=retry.max_attempts,
+        base=retry.base,  # type: ignore[arg-type]  # a Retry holds seconds once it is made
+        multiplier=retry.multiplier,
+        max_delay=retry.max_delay,  # type: ignore[arg-type]
+        spread=retry.spread,
+        delays=retry.delays,  # type: ignore[arg-type]
+        on=tuple(_class_name(kind) for kind in retry.on),
+        never_on=tuple(_class_name(kind) for kind in retry.never_on),
+    )
+
+
+def retry_from(form: RetryForm) -> Retry:
+    """The Retry of its stored form. A class that is not loaded here cannot have been raised here, so it is left out."""
+    return Retry(
+        max_attempts=form.max_attempts,
+        base=form.base,
+        multiplier=form.multiplier,
+        max_delay=form.max_delay,
+        spread=form.spread,
+        delays=form.delays,
+        on=_loaded(form.on),
+        never_on=_loaded(form.never_on),
+    )
+
+
+def _class_name(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _loaded(names: tuple[str, ...]) -> tuple[type[BaseException], ...]:
+    found = []
+    for name in names:
+        module_name, _, qualname = name.partition(":")
+        kind: object = sys.modules.get(module_name)
+        for part in qualname.split("."):
+            kind = getattr(kind, part, None)
+        if isinstance(kind, type) and issubclass(kind, BaseException):
+            found.append(kind)
+    return tuple(found)

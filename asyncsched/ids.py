@@ -1,0 +1,59 @@
+"""Ids: made (UUIDv7, monotonic in a process) and checked."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+from asyncsched.clock import host_time
+from asyncsched.errors import DefinitionError
+
+__all__ = ["check_id", "check_name", "new_id"]
+
+_lock = threading.Lock()
+_last = 0
+_FORM = "{:08x}-{:04x}-7{:03x}-{:x}{:03x}-{:012x}".format
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562): sortable by creation time, strictly rising within this process."""
+    global _last
+    now = int(host_time() * 1e6)
+    with _lock:
+        # 60 bits of microseconds: 48 of milliseconds and 12 below, as RFC 9562 section 6.2 (method 3) allows.
+        _last = now if now > _last else _last + 1
+        stamp = _last
+    millis, micros = divmod(stamp, 1000)
+    low = random.getrandbits(62)
+    return _FORM(
+        millis >> 16, millis & 0xFFFF, micros * 4, 8 | low >> 60, low >> 48 & 0xFFF, low & 0xFFFFFFFFFFFF
+    )
+
+
+def check_id(id: str, what: str = "a job's id") -> str:
+    """*id* if it is a legal one: 1 to 255 characters of any Unicode but NUL, lone surrogates and ``#`` (it is reserved)."""
+    if not isinstance(id, str):
+        raise DefinitionError(f"{what} must be a string, not {id!r}")
+    if not 1 <= len(id) <= 255:
+        raise DefinitionError(f"{what} must have 1 to 255 characters; {id[:40]!r} has {len(id)}")
+    if "\0" in id or "#" in id:
+        raise DefinitionError(f"{what} must not contain NUL or '#' (which is reserved): {id!r}")
+    _check_encodable(id, what)
+    return id
+
+
+def check_name(name: str, what: str) -> str:
+    """*name* of a queue, task, store or tag: 1 to 255 characters of any Unicode but NUL."""
+    if not isinstance(name, str) or not 1 <= len(name) <= 255 or "\0" in name:
+        raise DefinitionError(f"{what} must be a string of 1 to 255 characters without NUL, not {name!r}")
+    _check_encodable(name, what)
+    return name
+
+
+def _check_encodable(text: str, what: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DefinitionError(f"{what} must be valid Unicode; {text!r} holds a lone surrogate") from error

@@ -1,0 +1,265 @@
+"""Policy, pure: what a claimed record is to do now, and what becomes of it when a run has ended.
+
+No clock, no store, no event loop: (definition, cursor, instants) in, decisions out. Fire times are computed from the nominal
+ones, never from jittered or finishing instants.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from asyncsched.definition import Cursor, Definition, Pending, Request, Tally
+from asyncsched.model import Outcome
+from asyncsched.triggers import Manual
+
+__all__ = [
+    "Ended",
+    "Span",
+    "Start",
+    "Step",
+    "decide",
+    "ended",
+    "is_quarantined",
+    "next_fire",
+    "next_request",
+    "synced",
+    "wake_of",
+]
+
+#: Claims in a row that may be lost before a job is quarantined.
+MAX_CRASHES = 5
+
+
+class Span(NamedTuple):
+    """Fire times that do not run, and why."""
+
+    reason: str
+    first: float
+    last: float
+    count: int
+    more: bool = False
+    detail: str | None = None
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Run now."""
+
+    fire: float
+    due: float
+    #: 1, 2, ...
+    attempt: int
+    #: The request that asked for it; 0: the schedule did.
+    request: int
+    cursor: Cursor
+    #: Fire times that this run stands for.
+    spans: tuple[Span, ...] = ()
+
+
+class Step(msgspec.Struct, frozen=True):
+    """Do not run: the record moves, is held back, or goes."""
+
+    cursor: Cursor
+    wake_at: float | None
+    hold: str | None = None
+    delete: bool = False
+    spans: tuple[Span, ...] = ()
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """How a run ended, as policy sees it."""
+
+    outcome: Outcome
+    started: float
+    finished: float
+    error: str | None = None
+    #: Seconds until the next attempt; None: there is none.
+    retry_in: float | None = None
+    #: Come back to the same fire time then, without spending an attempt (snoozed, or cancelled by a shutdown).
+    again_at: float | None = None
+    #: The job is over.
+    finish: bool = False
+    #: Encoded; None: leave what is carried.
+    carried: bytes | None = None
+    #: The task itself names the next fire time.
+    next_at: float | None = None
+    on_exhausted: Literal["keep", "remove", "pause"] = "keep"
+    #: For how long a failed one-shot is kept.
+    keep_s: float | None = None
+
+
+def is_quarantined(tries: int, max_crashes: int) -> bool:
+    """Whether so many claims since the last settlement mean that the job kills whoever runs it."""
+    return tries > max_crashes
+
+
+def synced(definition: Definition, cursor: Cursor) -> Cursor:
+    """The cursor under this definition: a changed trigger computes anew, and forgets what was pending for the old one."""
+    if cursor.rev == definition.rev:
+        return cursor
+    pending = cursor.pending if cursor.pending is not None and cursor.pending.request else None
+    return replace(cursor, rev=definition.rev, next=definition.first, pending=pending)
+
+
+def decide(definition: Definition, cursor: Cursor, hold: str | None, now: float, ahead_s: float = 0.0) -> Start | Step:
+    """What a record claimed at *now* is to do. With *ahead_s* it may be due so much later."""
+    spans = _resumed(definition, cursor)
+    cursor = synced(definition, cursor)
+    pending = cursor.pending
+    request = next_request(definition, cursor)
+    if request is not None:
+        cursor = replace(cursor, request=request.no)
+        if pending is None:
+            return Start(request.at, request.at, 1, request.no, cursor, spans)
+        return Start(pending.fire, request.at, pending.failed + 1, pending.request, cursor, spans)
+    if definition.paused:
+        return Step(cursor, None, "paused", spans=spans)
+    if hold == "failed":
+        return Step(cursor, None, delete=True)
+    horizon = now + ahead_s
+    if pending is not None:
+        if pending.due > horizon:
+            return Step(cursor, pending.due, spans=spans)
+        return Start(pending.fire, pending.due, pending.failed + 1, pending.request, cursor, spans)
+    fire = cursor.next
+    if fire is None:
+        return Step(cursor, None, delete=not _stays(definition), spans=spans)
+    if fire > horizon:
+        return Step(cursor, fire, spans=spans)
+    return _due(definition, cursor, fire, now, spans)
+
+
+def next_request(definition: Definition, cursor: Cursor) -> Request | None:
+    """The first request that has not run yet and may; a paused job runs only what was forced."""
+    for request in definition.requests:
+        if request.no > cursor.request and (request.force or not definition.paused):
+            return request
+    return None
+
+
+def _resumed(definition: Definition, cursor: Cursor) -> tuple[Span, ...]:
+    if definition.resumed is None or cursor.rev == definition.rev:
+        return ()
+    return (Span("paused", *definition.resumed),)
+
+
+def _stays(definition: Definition) -> bool:
+    """Whether the job is there to be run by hand, its schedule being no reason to end it."""
+    return isinstance(definition.trigger, Manual)
+
+
+def _due(definition: Definition, cursor: Cursor, fire: float, now: float, spans: tuple[Span, ...]) -> Start:
+    """The latest fire time that has come runs; the ones before it are coalesced into it."""
+    trigger = definition.trigger
+    if not trigger.recurs:
+        return Start(fire, fire, 1, 0, cursor, spans)
+    passed = trigger.passed(fire, now)
+    if passed.last is None:
+        return Start(fire, fire, 1, 0, cursor, spans)
+    before = trigger.previous(passed.last - 1e-6)
+    last = fire if before is None or before < fire else before
+    span = Span("coalesced", fire, last, passed.count, passed.more)
+    return Start(passed.last, passed.last, 1, 0, cursor, (*spans, span))
+
+
+def ended(definition: Definition, start: Start, end: Ended) -> Step:
+    """What becomes of the record after a run."""
+    trigger = definition.trigger
+    if (
+        end.outcome == "succeeded"
+        and not trigger.recurs
+        and not start.request
+        and not definition.requests
+        and end.next_at is None
+    ):
+        return Step(start.cursor, None, delete=True, spans=start.spans)
+    cursor = start.cursor
+    next_, passed = _advanced(definition, start, end)
+    spans = start.spans + passed
+    pending = _pending(start, end)
+    if end.next_at is not None and pending is None:
+        next_ = end.next_at
+    cursor = Cursor(
+        cursor.rev,
+        None if end.finish else next_,
+        pending,
+        cursor.request,
+        cursor.carried if end.carried is None else end.carried,
+        _counted(cursor.tally, end, sum(span.count for span in spans)),
+    )
+    wake_at = wake_of(definition, cursor, end.finished)
+    if wake_at is not None or (_stays(definition) and not end.finish):
+        return Step(cursor, wake_at, spans=spans)
+    if end.outcome == "succeeded" or end.finish or trigger.recurs:
+        return Step(cursor, None, delete=True, spans=spans)
+    return _exhausted(cursor, end, spans)
+
+
+def _pending(start: Start, end: Ended) -> Pending | None:
+    """The further attempt at the same fire time, if there is to be one."""
+    if end.again_at is not None:
+        return Pending(start.fire, end.again_at, start.attempt - 1, start.request)
+    if end.retry_in is not None:
+        return Pending(start.fire, end.finished + end.retry_in, start.attempt, start.request)
+    return None
+
+
+def _exhausted(cursor: Cursor, end: Ended, spans: tuple[Span, ...]) -> Step:
+    if end.on_exhausted == "remove":
+        return Step(cursor, None, delete=True, spans=spans)
+    if end.on_exhausted == "pause":
+        return Step(cursor, None, "paused", spans=spans)
+    remove_at = None if end.keep_s is None else end.finished + end.keep_s
+    return Step(cursor, remove_at, "failed", spans=spans)
+
+
+def _advanced(definition: Definition, start: Start, end: Ended) -> tuple[float | None, tuple[Span, ...]]:
+    """The next scheduled fire time after the run, and those that it overlapped.
+
+    A pending attempt counts as running. A fire time that came before a first attempt started stays due.
+    """
+    trigger = definition.trigger
+    first_of_schedule = start.request == 0 and start.cursor.pending is None
+    if not trigger.recurs:
+        return (None if start.request == 0 else start.cursor.next), ()
+    first = trigger.next(start.fire) if first_of_schedule else start.cursor.next
+    if first is None or first > end.finished or (start.cursor.pending is None and first <= end.started):
+        return first, ()
+    passed = trigger.passed(first, end.finished)
+    last = first if passed.last is None else passed.last
+    return passed.next, (Span("overlap", first, last, passed.count + 1, passed.more),)
+
+
+def wake_of(definition: Definition, cursor: Cursor, now: float) -> float | None:
+    """When the record wants attention next: a request now, else the pending attempt, else the next fire time."""
+    cursor = synced(definition, cursor)
+    if definition.requests and next_request(definition, cursor) is not None:
+        return now
+    return None if definition.paused else next_fire(cursor)
+
+
+def next_fire(cursor: Cursor) -> float | None:
+    """The pending attempt, else the next fire time: what comes due while an attempt is pending overlaps it."""
+    return cursor.next if cursor.pending is None else cursor.pending.due
+
+
+def _counted(tally: Tally, end: Ended, skipped: int) -> Tally:
+    if end.again_at is not None:
+        return replace(tally, skipped=tally.skipped + skipped)
+    duration = end.finished - end.started
+    good = end.outcome == "succeeded"
+    return Tally(
+        tally.succeeded + good,
+        tally.failed + (not good),
+        tally.skipped + skipped,
+        0 if good else tally.consecutive_failures + 1,
+        end.finished,
+        end.finished if good else tally.last_success,
+        tally.last_failure if good else end.finished,
+        tally.last_error if good else end.error,
+        tally.sum_s + duration,
+        duration if tally.min_s is None or duration < tally.min_s else tally.min_s,
+        duration if tally.max_s is None or duration > tally.max_s else tally.max_s,
+    )

@@ -1,0 +1,1 @@
+"""The rules of the store contract, one module for each topic; :class:`asyncsched.testing.StoreContract` joins them."""

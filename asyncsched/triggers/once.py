@@ -1,0 +1,76 @@
+"""One fire time, and none."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from asyncsched.errors import TriggerError
+from asyncsched.triggers.base import Passed, Trigger
+from asyncsched.units import Duration, to_datetime, to_instant, to_seconds
+
+__all__ = ["Manual", "Once", "manual", "once"]
+
+
+class Once(Trigger, frozen=True, array_like=True, tag="once"):
+    """One fire time: an instant, or a delay that begins when the job is added."""
+
+    at: float | None = None
+    delay: float | None = None
+
+    def bind(self, now: float) -> Once:
+        return self if self.at is not None else Once(now + (self.delay or 0.0), self.delay)
+
+    def unbound(self) -> Once:
+        return self if self.delay is None else Once(None, self.delay)
+
+    def next(self, after: float) -> float | None:
+        return self.at if self.at is not None and self.at > after else None
+
+    def first(self, now: float) -> float | None:
+        """Its instant, though that may be past: a job for a past time is late, not lost."""
+        return self.at if self.at is not None else now + (self.delay or 0.0)
+
+    def previous(self, until: float) -> float | None:
+        return self.at if self.at is not None and self.at <= until else None
+
+    @property
+    def recurs(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        if self.delay is not None:
+            return f"once after {self.delay:g}s"
+        return "once" if self.at is None else f"once at {to_datetime(self.at).isoformat()}"
+
+
+class Manual(Trigger, frozen=True, array_like=True, tag="manual"):
+    """Never fires by itself; the job stays and runs when it is told to."""
+
+    def next(self, after: float) -> float | None:
+        return None
+
+    def previous(self, until: float) -> float | None:
+        return None
+
+    def passed(self, after: float, until: float) -> Passed:
+        return Passed(0, None, None)
+
+    def __str__(self) -> str:
+        return "@manual"
+
+
+def once(at: datetime | None = None, *, delay: Duration | None = None) -> Once:
+    """Fire once: at the aware datetime *at*, or *delay* (seconds or timedelta) after the job was added.
+
+    Without either it is due now. A time that is past is due at once.
+    """
+    if at is not None and delay is not None:
+        raise TriggerError("once() takes at= or delay=, not both")
+    if delay is not None:
+        return Once(None, to_seconds(delay, "delay"))
+    return Once(None, 0.0) if at is None else Once(to_instant(at, "at"))
+
+
+def manual() -> Manual:
+    """Never fire by itself; ``run_job`` runs it."""
+    return Manual()

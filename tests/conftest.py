@@ -1,0 +1,59 @@
+"""What every test may ask for: the event loop, and the stores that this run covers."""
+
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
+
+import pytest
+
+STORES = ("memory", "sqlite")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--stores",
+        type=_store_names,
+        default=STORES,
+        metavar="NAMES",
+        help=f"run the store tests on these only, separated by commas (default: {','.join(STORES)})",
+    )
+
+
+def _store_names(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    unknown = [name for name in names if name not in STORES]
+    if unknown:
+        raise ArgumentTypeError(
+            f"no such store: {', '.join(map(repr, unknown))}; choose from {', '.join(STORES)}"
+        )
+    return names
+
+
+def chosen_stores(config: pytest.Config) -> Sequence[str]:
+    """The stores that this run covers, in the order in which they were named."""
+    return config.getoption("--stores")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    chosen = chosen_stores(config)
+    left_out = [name for name in STORES if name not in chosen]
+    lines = [f"stores: {', '.join(chosen)}"]
+    if left_out:
+        lines.append(f"stores left out by --stores, NOT tested: {', '.join(left_out)}")
+    return lines
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Repeat each test that asks for ``store_kind`` once per chosen store."""
+    if "store_kind" in metafunc.fixturenames:
+        metafunc.parametrize("store_kind", chosen_stores(metafunc.config), scope="session")
+
+
+@pytest.fixture(scope="session")
+def stores(pytestconfig: pytest.Config) -> Sequence[str]:
+    """The names of all stores that this run covers."""
+    return chosen_stores(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
