@@ -66,7 +66,9 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], blob: bytes) -> T:
             raise NewerFormatError(
                 f"stored in format {blob[0]}, and this version of asyncsched reads up to {FORMAT}: upgrade this instance"
             )
-        raise SerializationError(f"the stored data begins with {blob[:1]!r}, which no version of asyncsched writes")
+        raise SerializationError(
+            f"the stored data begins with {blob[:1]!r}, which no version of asyncsched writes"
+        )
     try:
         return decoder.decode(memoryview(blob)[1:])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

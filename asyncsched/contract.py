@@ -148,6 +148,8 @@ class Update(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     hold: str | None
     #: Take the record from its holder, and make it due now.
     revoke: bool = False
+    #: Another task, written whether held or not; None: as it is.
+    task: str | None = None
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,9 +222,7 @@ class JobStore(Protocol):
         """The records of those *ids* that exist."""
         ...
 
-    async def page(
-        self, where: Filter, limit: int, after: Record | None = None
-    ) -> list[Record]:
+    async def page(self, where: Filter, limit: int, after: Record | None = None) -> list[Record]:
         """Up to *limit* records that match, ordered by (wake_at, id) with ``None`` last, strictly behind *after*."""
         ...
 
@@ -291,4 +291,3 @@ class JobStore(Protocol):
         """Delete up to *limit* log entries older than *older_than_s*, or beyond the newest *per_job* of their job;
         return how many went. Bounded, so that it never holds up a claim."""
         ...
-

@@ -7,7 +7,17 @@ import msgspec
 from asyncsched.model import OnExhausted, Outcome
 from asyncsched.triggers import AnyTrigger
 
-__all__ = ["Cursor", "Definition", "Pending", "Policies", "Request", "RetryForm", "RunForm", "SpanForm", "Tally"]
+__all__ = [
+    "Cursor",
+    "Definition",
+    "Pending",
+    "Policies",
+    "Request",
+    "RetryForm",
+    "RunForm",
+    "SpanForm",
+    "Tally",
+]
 
 #: How many run requests one job may have pending.
 MAX_REQUESTS = 100
@@ -132,4 +142,3 @@ class SpanForm(msgspec.Struct, frozen=True, array_like=True):
     count: int
     more: bool = False
     detail: str | None = None
-

@@ -7,6 +7,7 @@ events, a slow one only fills its own queue (what it drops is counted), and a fa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 from collections import deque
@@ -206,7 +207,7 @@ class Subscription(Generic[E]):
         self._queue: deque[E] = deque()
         self._task: asyncio.Task[None] | None = None
         self._ready: asyncio.Event | None = None
-        self._idle = True
+        self._idle = asyncio.Event()
 
     def __call__(self) -> None:
         """Hear nothing more."""
@@ -222,18 +223,22 @@ class Subscription(Generic[E]):
 
     def start(self) -> None:
         self._ready = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
         if self._queue:
             self._ready.set()
-        self._task = asyncio.get_running_loop().create_task(self._feed(), name=f"asyncsched-listener-{self._listener!r}")
+        self._task = asyncio.get_running_loop().create_task(
+            self._feed(), name=f"asyncsched-listener-{self._listener!r}"
+        )
 
     async def drain(self, timeout_s: float) -> None:
         """Deliver what is queued, for *timeout_s* at most, and end."""
         task, self._task = self._task, None
         if task is None:
             return
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while (self._queue or not self._idle) and asyncio.get_running_loop().time() < deadline and not task.done():
-            await asyncio.sleep(0.001)
+        if self._queue or not self._idle.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._drained(), timeout_s)
         task.cancel()
         await asyncio.wait([task], timeout=1.0)
         self._ready = None
@@ -248,10 +253,16 @@ class Subscription(Generic[E]):
         while True:
             await self._ready.wait()
             self._ready.clear()
+            self._idle.clear()
             while self._queue:
-                self._idle = False
                 await self._deliver(self._queue.popleft())
-                self._idle = True
+            self._idle.set()
+
+    async def _drained(self) -> None:
+        await asyncio.sleep(0)
+        while self._queue or not self._idle.is_set():
+            await self._idle.wait()
+            await asyncio.sleep(0)
 
     async def _deliver(self, event: E) -> None:
         try:

@@ -66,8 +66,12 @@ class Retry:
     never_on: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_attempts is not None and (not isinstance(self.max_attempts, int) or self.max_attempts < 1):
-            raise DefinitionError(f"Retry(max_attempts=) must be 1 or more, or None, not {self.max_attempts!r}")
+        if self.max_attempts is not None and (
+            not isinstance(self.max_attempts, int) or self.max_attempts < 1
+        ):
+            raise DefinitionError(
+                f"Retry(max_attempts=) must be 1 or more, or None, not {self.max_attempts!r}"
+            )
         if not (math.isfinite(self.multiplier) and self.multiplier > 0):
             raise DefinitionError(f"Retry(multiplier=) must be above zero, not {self.multiplier!r}")
         if not 0 <= self.spread <= 1:
@@ -84,9 +88,7 @@ class Retry:
         for name in ("on", "never_on"):
             set_(self, name, _error_types(getattr(self, name), name))
 
-    def delay(
-        self, failed_attempt: int, *, random: Callable[[], float] = _random.random
-    ) -> timedelta | None:
+    def delay(self, failed_attempt: int, *, random: Callable[[], float] = _random.random) -> timedelta | None:
         """The wait after the given failed attempt (1, 2, ...); None when there is no further attempt.
 
         *random* gives numbers in [0, 1) for the spread.

@@ -103,7 +103,9 @@ def synced(definition: Definition, cursor: Cursor) -> Cursor:
     return replace(cursor, rev=definition.rev, next=definition.first, pending=pending)
 
 
-def decide(definition: Definition, cursor: Cursor, hold: str | None, now: float, ahead_s: float = 0.0) -> Start | Step:
+def decide(
+    definition: Definition, cursor: Cursor, hold: str | None, now: float, ahead_s: float = 0.0
+) -> Start | Step:
     """What a record claimed at *now* is to do. With *ahead_s* it may be due so much later."""
     spans = _resumed(definition, cursor)
     cursor = synced(definition, cursor)
@@ -189,9 +191,13 @@ def ended(definition: Definition, start: Start, end: Ended) -> Step:
         cursor.carried if end.carried is None else end.carried,
         _counted(cursor.tally, end, sum(span.count for span in spans)),
     )
-    wake_at = wake_of(definition, cursor, end.finished)
-    if wake_at is not None or (_stays(definition) and not end.finish):
-        return Step(cursor, wake_at, spans=spans)
+    failed_for_good = end.outcome in ("failed", "timed_out") and pending is None
+    if failed_for_good and trigger.recurs and end.on_exhausted != "keep":
+        return _exhausted(cursor, end, spans)
+    requested = next_request(definition, cursor) is not None and not end.finish
+    if requested or next_fire(cursor) is not None or (_stays(definition) and not end.finish):
+        hold = "paused" if definition.paused else None
+        return Step(cursor, wake_of(definition, cursor, end.finished), hold, spans=spans)
     if end.outcome == "succeeded" or end.finish or trigger.recurs:
         return Step(cursor, None, delete=True, spans=spans)
     return _exhausted(cursor, end, spans)

@@ -129,7 +129,9 @@ def _tagged_object(value: Any, kind: type, path: str, depth: int) -> Any:
             f"model, or give the scheduler a serializer that knows it"
         )
     if "<locals>" in name:
-        raise SerializationError(f"{path}: {name} is a local class and cannot be found again; define it in a module")
+        raise SerializationError(
+            f"{path}: {name} is a local class and cannot be found again; define it in a module"
+        )
     return _ext(_OBJECT, [name, {key: _tagged(item, f"{path}.{key}", depth) for key, item in fields.items()}])
 
 
@@ -154,7 +156,9 @@ def _restored_object(name: str, payload: Any) -> Any:
     for part in qualname.split("."):
         kind = getattr(kind, part, None)
     if not isinstance(kind, type) or kind.__qualname__ != qualname:
-        raise SerializationError(f"{name} is not loaded here; import {module_name} where the scheduler is made")
+        raise SerializationError(
+            f"{name} is not loaded here; import {module_name} where the scheduler is made"
+        )
     if issubclass(kind, enum.Enum):
         return kind(payload)
     if dataclasses.is_dataclass(kind) or issubclass(kind, msgspec.Struct):
@@ -165,7 +169,9 @@ def _restored_object(name: str, payload: Any) -> Any:
 
 
 # Extension codes of this format: they are stored, so none is ever given another meaning.
-_INT, _DICT, _TUPLE, _SET, _FROZENSET, _DATETIME, _DATE, _TIME, _TIMEDELTA, _UUID, _DECIMAL, _OBJECT = range(1, 13)
+_INT, _DICT, _TUPLE, _SET, _FROZENSET, _DATETIME, _DATE, _TIME, _TIMEDELTA, _UUID, _DECIMAL, _OBJECT = range(
+    1, 13
+)
 
 
 def _ext(code: int, payload: Any) -> msgspec.msgpack.Ext:
@@ -224,7 +230,9 @@ _READERS: dict[int, Callable[[Any], Any]] = {
 def _restore(code: int, data: memoryview) -> Any:
     read = _READERS.get(code)
     if read is None:
-        raise SerializationError(f"stored data has the unknown type code {code}; was it written by a newer version?")
+        raise SerializationError(
+            f"stored data has the unknown type code {code}; was it written by a newer version?"
+        )
     return read(_decoder.decode(data))
 
 

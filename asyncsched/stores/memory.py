@@ -29,6 +29,7 @@ from asyncsched.contract import (
     Settlement,
     Update,
 )
+from asyncsched.errors import DefinitionError
 
 __all__ = ["MemoryStore"]
 
@@ -53,10 +54,20 @@ class MemoryStore:
         self._entries = 0
         self._fence = 0
         self._claims: dict[str, list[Record]] = {}
+        self._claims_bound = 64
         self._leases: dict[str, Lease] = {}
         self._log = _Log()
         self._listeners: list[Callable[[float | None], None]] = []
         self._now: Callable[[], float] = host_time
+
+    @classmethod
+    def from_url(cls, url: str) -> MemoryStore:
+        """``memory://``, with nothing behind it: each store made so is a new, empty one."""
+        if url.rstrip("/") != "memory:":
+            raise DefinitionError(
+                f"memory:// takes neither a path nor options, and {url!r} has some; write memory://"
+            )
+        return cls()
 
     async def open(self, now: Callable[[], float] | None = None) -> None:
         if now is not None:
@@ -98,6 +109,8 @@ class MemoryStore:
         if record is None or record.version != update.version:
             return None
         changed: dict[str, object] = {"body": update.body, "version": record.version + 1}
+        if update.task is not None:
+            changed["task"] = update.task
         if record.holder is None or update.revoke:
             changed |= {
                 "queue": update.queue,
@@ -105,11 +118,13 @@ class MemoryStore:
                 "hold": update.hold,
                 "wake_at": self._now() if update.revoke else update.wake_at,
                 "holder": None,
+                "prior": None,
             }
         record = replace(record, **changed)
         self._records[record.id] = record
         if record.holder is None and record.wake_at is not None:
             self._push(record.queue, record.priority, record.wake_at, record.id)
+            self._shrink()
             self._hint(record.wake_at)
         return record
 
@@ -125,7 +140,8 @@ class MemoryStore:
     ) -> Claimed:
         now = self._now()
         lanes = self._walk(queues)
-        taken = self._still_held(token)
+        # What has expired meanwhile is claimed anew below, with all else that is due.
+        taken = [r for r in self._still_held(token) if r.wake_at is not None and r.wake_at > now]
         until = now + lease_s
         if len(taken) < limit:
             for queue, priority, heap in lanes:
@@ -181,6 +197,7 @@ class MemoryStore:
             if s.unpark is not None:
                 earliest = min(earliest, self._unpark(*s.unpark) or earliest)
             answers.append("stale" if stale else "done")
+        self._shrink()
         if earliest < math.inf:
             self._hint(earliest)
         return answers
@@ -366,10 +383,11 @@ class MemoryStore:
     def _remember(self, token: str, taken: list[Record]) -> None:
         """Keep the answers of recent claims, so that a repeated one can be recognised without an index by holder."""
         self._claims[token] = taken.copy()
-        if len(self._claims) > 64:
+        if len(self._claims) > self._claims_bound:
             ended = [token for token in self._claims if not self._still_held(token)]
             for token in ended:
                 del self._claims[token]
+            self._claims_bound = max(64, 2 * len(self._claims))
 
     def _release(self, r: Record, s: Settlement, wake_at: float | None, hold: str | None) -> None:
         back = s.hand_back
@@ -394,7 +412,7 @@ class MemoryStore:
         return there is not None and there.holder == lease.holder and there.fence == lease.fence
 
     def _hint(self, wake_at: float) -> None:
-        for listener in self._listeners:
+        for listener in tuple(self._listeners):  # One of them may end itself.
             listener(wake_at)
 
 
@@ -429,16 +447,16 @@ class _Log:
             if len(found) >= limit:
                 break
             entry = source[i]
-            if (kinds is None or entry.kind in kinds) and _entry_key(entry) in self._by_key:
+            if (kinds is None or entry.kind in kinds) and self._is_kept(entry):
                 found.append(entry)
         return found
 
     def prune_older(self, at: float, limit: int) -> int:
-        old = []
+        old: list[Entry] = []
         for entry in self._by_time:
             if entry.at >= at or len(old) >= limit:
                 break
-            if _entry_key(entry) in self._by_key:
+            if self._is_kept(entry):
                 old.append(entry)
         return self._drop(old)
 
@@ -459,8 +477,12 @@ class _Log:
             if not of_job:
                 del self._by_job[entry.job_id]
         if len(self._by_time) > 2 * len(self._by_key) + 1024 or not self._by_key:
-            self._by_time = [entry for entry in self._by_time if _entry_key(entry) in self._by_key]
+            self._by_time = [entry for entry in self._by_time if self._is_kept(entry)]
         return len(entries)
+
+    def _is_kept(self, entry: Entry) -> bool:
+        """Whether it was not pruned; another of its key may have been written since."""
+        return self._by_key.get(_entry_key(entry)) is entry
 
 
 def _insert_sorted(entries: list[Entry], entry: Entry) -> None:

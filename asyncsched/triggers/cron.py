@@ -76,9 +76,13 @@ def _compiled(expression: str) -> _croniter.croniter:
     if len(fields) > 1024:
         raise CronError(f"a cron expression has at most 1024 characters; this one has {len(fields)}")
     if fields.startswith("@"):
-        raise CronError(f"unknown cron macro {expression!r}; known: {', '.join(_MACROS)}, and @every for an interval")
+        raise CronError(
+            f"unknown cron macro {expression!r}; known: {', '.join(_MACROS)}, and @every for an interval"
+        )
     if not fields.isascii() or len(fields.split()) not in (5, 6, 7):
-        raise CronError(f"cron expression {expression!r} has {len(fields.split())} fields; 5, 6 or 7 are understood")
+        raise CronError(
+            f"cron expression {expression!r} has {len(fields.split())} fields; 5, 6 or 7 are understood"
+        )
     try:
         compiled = _croniter.croniter(fields, 0.0, second_at_beginning=True)
         compiled.get_next(float)

@@ -90,10 +90,16 @@ def every(
     if interval is not None:
         if given:
             raise TriggerError("every() takes one interval, or its parts by name, not both")
-        given = parse_duration(interval, "interval") if isinstance(interval, str) else to_seconds(interval, "interval")
+        given = (
+            parse_duration(interval, "interval")
+            if isinstance(interval, str)
+            else to_seconds(interval, "interval")
+        )
     step_us = round(given * 1e6)
     if step_us <= 0:
-        raise TriggerError(f"every() needs an interval above zero, not {given!r} seconds: try every(minutes=5)")
+        raise TriggerError(
+            f"every() needs an interval above zero, not {given!r} seconds: try every(minutes=5)"
+        )
     begin, stop = _instant(start, "start"), _instant(end, "end")
     if begin is not None and stop is not None and stop < begin:
         raise TriggerError(f"every(): end ({end}) lies before start ({start})")

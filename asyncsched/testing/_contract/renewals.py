@@ -5,7 +5,16 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from asyncsched.contract import Claim
-from asyncsched.testing._contract.trial import LEASE_S, NOW, QUEUE, Trial, claim_of, job, settlement, update_of
+from asyncsched.testing._contract.trial import (
+    LEASE_S,
+    NOW,
+    QUEUE,
+    Trial,
+    claim_of,
+    job,
+    settlement,
+    update_of,
+)
 
 __all__ = ["RenewalCases"]
 

@@ -20,7 +20,19 @@ from asyncsched.contract import (
     Update,
 )
 
-__all__ = ["EVERYTHING", "LEASE_S", "NOW", "QUEUE", "Ear", "Trial", "claim_of", "entry", "job", "settlement", "update_of"]
+__all__ = [
+    "EVERYTHING",
+    "LEASE_S",
+    "NOW",
+    "QUEUE",
+    "Ear",
+    "Trial",
+    "claim_of",
+    "entry",
+    "job",
+    "settlement",
+    "update_of",
+]
 
 #: When every trial begins. Whole seconds, so that sums of it are exact in whatever way a store keeps an instant.
 NOW = 1_800_000_000.0
@@ -42,7 +54,8 @@ class Trial:
         #: How long a hint may take.
         self.patience_s = patience_s
         self._make_store = make_store
-        self._namespace = namespace
+        #: Every namespace that was opened; the first is the trial's own.
+        self.namespaces = [namespace]
         self._clients: list[JobStore] = []
         self._numbers = itertools.count(1)
 
@@ -63,11 +76,14 @@ class Trial:
 
     async def client(self) -> JobStore:
         """Another opened client of the same namespace."""
-        return await self._opened(self._namespace)
+        return await self._opened(self.namespaces[0])
 
     async def client_elsewhere(self) -> JobStore:
         """An opened client of another namespace."""
-        return await self._opened(f"{self._namespace}-else")
+        elsewhere = f"{self.namespaces[0]}-else"
+        if elsewhere not in self.namespaces:
+            self.namespaces.append(elsewhere)
+        return await self._opened(elsewhere)
 
     async def adopt(self, store: JobStore) -> JobStore:
         """Open *store* on this trial's clock; it is closed with the others."""
@@ -109,7 +125,9 @@ class Trial:
         """Claim with a new token, unless one is given."""
         return await self.store.claim(queues, token or self.token(), limit, lease_s, ahead_s)
 
-    async def claim_ids(self, limit: int = 100, *, ahead_s: float = 0.0, queues: Sequence[str] = (QUEUE,)) -> list[str]:
+    async def claim_ids(
+        self, limit: int = 100, *, ahead_s: float = 0.0, queues: Sequence[str] = (QUEUE,)
+    ) -> list[str]:
         return [r.id for r in (await self.claim(limit, ahead_s=ahead_s, queues=queues)).records]
 
     async def held(self, record: Record | None = None) -> Record:
@@ -148,7 +166,7 @@ class Ear:
 
     def __init__(self, patience_s: float) -> None:
         self.heard: list[float | None] = []
-        self._patience_s = patience_s
+        self.patience_s = patience_s
         self._woken = asyncio.Event()
 
     def __call__(self, wake_at: float | None) -> None:
@@ -163,7 +181,7 @@ class Ear:
     async def hears(self, patience_s: float | None = None) -> bool:
         """Whether a hint was heard, or is heard in time."""
         try:
-            async with asyncio.timeout(self._patience_s if patience_s is None else patience_s):
+            async with asyncio.timeout(self.patience_s if patience_s is None else patience_s):
                 await self._woken.wait()
         except TimeoutError:
             return False
@@ -247,7 +265,13 @@ def update_of(record: Record, *, body: bytes = b"new body", revoke: bool = False
 
 
 def entry(
-    job_id: str = "a", *, fence: int = 1, kind: str = "run", fire_at: float = NOW, at: float = NOW, body: bytes = b"log"
+    job_id: str = "a",
+    *,
+    fence: int = 1,
+    kind: str = "run",
+    fire_at: float = NOW,
+    at: float = NOW,
+    body: bytes = b"log",
 ) -> Entry:
     """One line of the log."""
     return Entry(job_id=job_id, fence=fence, kind=kind, fire_at=fire_at, at=at, body=body)

@@ -1,0 +1,66 @@
+"""Resources that live as long as the scheduler: each is entered and left in one task of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+__all__ = ["Lifespans"]
+
+
+class Lifespans:
+    """Async context managers by key, entered once each and left together, the last one first.
+
+    A task of its own holds each, since a context manager that holds a cancel scope or a task group must be left by the task
+    that entered it.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[asyncio.Task[None], asyncio.Future[Any], asyncio.Event]] = {}
+
+    async def enter(self, key: str, make: Callable[[], AbstractAsyncContextManager[Any]]) -> Any:
+        """What the context manager gave; it is entered by the first who asks, and the others wait for that.
+
+        Raises what entering raised; the next one who asks tries again.
+        """
+        held = self._held.get(key)
+        if held is None:
+            ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            leave = asyncio.Event()
+            task = asyncio.get_running_loop().create_task(
+                _hold(make, ready, leave), name=f"asyncsched-lifespan-{key}"
+            )
+            held = self._held[key] = (task, ready, leave)
+        try:
+            return await asyncio.shield(held[1])
+        except Exception:
+            self._held.pop(key, None)
+            raise
+
+    async def leave(self) -> list[BaseException]:
+        """Leave them all; return what went wrong on the way."""
+        errors: list[BaseException] = []
+        while self._held:
+            _, (task, _, leave) = self._held.popitem()
+            leave.set()
+            errors += [e for e in await asyncio.gather(task, return_exceptions=True) if e is not None]
+        return errors
+
+
+async def _hold(
+    make: Callable[[], AbstractAsyncContextManager[Any]], ready: asyncio.Future[Any], leave: asyncio.Event
+) -> None:
+    try:
+        manager = make()
+        value = await manager.__aenter__()
+    except BaseException as error:
+        if not ready.done():
+            ready.set_exception(error)
+            ready.exception()
+        return
+    if not ready.done():
+        ready.set_result(value)
+    await leave.wait()
+    await manager.__aexit__(None, None, None)

@@ -1,0 +1,230 @@
+"""The jobs of one store, as users see them: add, read, change, remove."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Literal, TypeVar
+
+import msgspec
+
+from asyncsched.contract import Filter, JobStore, Record, Update
+from asyncsched.definition import Definition
+from asyncsched.errors import (
+    ConflictError,
+    ConflictingIdError,
+    DefinitionError,
+    JobLookupError,
+    StoreUnavailable,
+)
+from asyncsched.jobs import Composer
+from asyncsched.model import Job, JobState
+from asyncsched.units import to_instant
+
+__all__ = ["OnConflict", "Query", "Shelf"]
+
+T = TypeVar("T")
+OnConflict = Literal["error", "replace", "keep"]
+Composed = tuple[Record, Definition]
+
+_PAGE = 500
+_TRIES = 3
+_RACES = 50
+
+
+class Query(msgspec.Struct, frozen=True, kw_only=True):
+    """Which jobs; everything that is given must match."""
+
+    queue: str | None = None
+    task: str | None = None
+    tags: Sequence[str] = ()
+    id_prefix: str | None = None
+    state: JobState | None = None
+    due_before: datetime | None = None
+
+    def filter(self) -> Filter:
+        """The part of it that a store decides."""
+        hold = None
+        if self.state is not None:
+            hold = "" if self.state in ("scheduled", "running") else self.state
+        return Filter(queue=self.queue, task=self.task, hold=hold, id_prefix=self.id_prefix)
+
+    def accepts(self, job: Job) -> bool:
+        """The rest of it."""
+        if self.state is not None and job.state != self.state:
+            return False
+        if not set(self.tags) <= set(job.tags):
+            return False
+        if self.due_before is None:
+            return True
+        return job.next_fire_time is not None and job.next_fire_time < self.due_before
+
+
+class Shelf:
+    """One store and the way its records become jobs."""
+
+    def __init__(self, alias: str, store: JobStore, composer: Composer, now: Callable[[], float]) -> None:
+        self.alias = alias
+        self.store = store
+        self.composer = composer
+        self.now = now
+
+    # -- adding --------------------------------------------------------------------------------------------------------
+
+    async def add(
+        self, composed: Sequence[Composed], on_conflict: OnConflict | Literal["merge"]
+    ) -> list[Job | ConflictingIdError]:
+        """Add what was composed. An id that is taken gives an error in its place, or the job that is there."""
+        if not composed:
+            return []
+        records = [record for record, _ in composed]
+        _refuse_twins(records)
+        taken = await self._repeat(lambda: self.store.add(records))
+        answers: list[Job | ConflictingIdError] = []
+        for record, definition in composed:
+            if record.id not in taken:
+                answers.append(self.composer.job(record, self.alias, definition))
+            elif on_conflict == "error":
+                answers.append(self.conflict(record.id, record.task))
+            elif on_conflict == "keep":
+                answers.append(await self._kept(record, definition))
+            else:
+                answers.append(await self._replaced(record, definition))
+        return answers
+
+    async def taken(self, ids: Sequence[str]) -> set[str]:
+        """Which of these ids are stored already."""
+        return set(await self._repeat(lambda: self.store.get(ids)))
+
+    def conflict(self, id: str, task: str | None = None) -> ConflictingIdError:
+        return ConflictingIdError(
+            f"a job {id!r} is stored already in {self.alias!r}; choose another id, or on_conflict='replace' or 'keep'",
+            job_id=id,
+            store=self.alias,
+            task=task,
+        )
+
+    async def _kept(self, record: Record, definition: Definition) -> Job:
+        for _ in range(_RACES):
+            there = await self.find(record.id)
+            if there is not None:
+                return self.composer.job(there, self.alias)
+            if not await self._repeat(lambda: self.store.add([record])):
+                return self.composer.job(record, self.alias, definition)
+        raise self._race(record.id)
+
+    async def _replaced(self, record: Record, definition: Definition) -> Job:
+        for _ in range(_RACES):
+            there = await self.find(record.id)
+            if there is None:
+                if not await self._repeat(lambda: self.store.add([record])):
+                    return self.composer.job(record, self.alias, definition)
+                continue
+            update = self.composer.merge(there, record, definition, self.now())
+            if update is None:
+                return self.composer.job(there, self.alias)
+            updated = await self._update(update)
+            if updated is not None:
+                return self.composer.job(updated, self.alias)
+        raise self._race(record.id)
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    async def find(self, id: str) -> Record | None:
+        return (await self._repeat(lambda: self.store.get([id]))).get(id)
+
+    async def job(self, id: str) -> Job:
+        """The job of that id; raises JobLookupError."""
+        record = await self.find(id)
+        if record is None:
+            raise self.missing(id)
+        return self.composer.job(record, self.alias)
+
+    def missing(self, id: str) -> JobLookupError:
+        return JobLookupError(
+            f"no job {id!r} is stored in {self.alias!r}; it may have finished or been removed",
+            job_id=id,
+            store=self.alias,
+        )
+
+    async def jobs(self, query: Query, after: str | None = None) -> AsyncIterator[Job]:
+        """Those that match, by wake time, those without one last; from behind the job *after* on."""
+        if query.due_before is not None:
+            to_instant(query.due_before, "due_before")
+        last = None
+        if after is not None:
+            last = await self.find(after)
+            if last is None:
+                raise self.missing(after)
+        where = query.filter()
+        while True:
+            floor = last
+            page = await self._repeat(lambda floor=floor: self.store.page(where, _PAGE, floor))  # type: ignore[misc]
+            for record in page:
+                if "#" not in record.id:
+                    job = self.composer.job(record, self.alias)
+                    if query.accepts(job):
+                        yield job
+            if len(page) < _PAGE:
+                return
+            last = page[-1]
+
+    # -- changing ------------------------------------------------------------------------------------------------------
+
+    async def change(self, id: str, edit: Callable[[Record], Update | None]) -> tuple[Job, bool]:
+        """The job after *edit*, and whether that changed it. Repeated while others change it too; raises JobLookupError."""
+        for _ in range(_RACES):
+            record = await self.find(id)
+            if record is None:
+                raise self.missing(id)
+            update = edit(record)
+            if update is None:
+                return self.composer.job(record, self.alias), False
+            updated = await self._update(update)
+            if updated is not None:
+                return self.composer.job(updated, self.alias), True
+        raise self._race(id)
+
+    async def _update(self, update: Update) -> Record | None:
+        """The updated record, or None if another was faster. A lost reply is resolved by reading back."""
+        try:
+            return await self.store.update(update)
+        except StoreUnavailable:
+            record = await self.find(update.id)
+            if record is not None and record.version == update.version + 1 and record.body == update.body:
+                return record
+            return None
+
+    async def remove(self, ids: Sequence[str]) -> set[str]:
+        """Remove; the ids that were found. A try whose reply was lost counts for the next one."""
+        there = await self.taken(ids)
+        found = await self._repeat(lambda: self.store.remove(ids))
+        return found | there
+
+    def _race(self, id: str) -> ConflictError:
+        return ConflictError(
+            f"job {id!r} was changed by others {_RACES} times in a row; try again later",
+            job_id=id,
+            store=self.alias,
+        )
+
+    async def _repeat(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a call that may have lost its reply; each that goes through here may be made again as it is."""
+        for _ in range(_TRIES - 1):
+            try:
+                return await call()
+            except StoreUnavailable:
+                continue
+        return await call()
+
+
+def _refuse_twins(records: Sequence[Record]) -> None:
+    if len(records) < 2:
+        return
+    seen: set[str] = set()
+    for record in records:
+        if record.id in seen:
+            raise DefinitionError(
+                f"the id {record.id!r} stands twice in one add_jobs() call", job_id=record.id
+            )
+        seen.add(record.id)

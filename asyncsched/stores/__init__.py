@@ -1,0 +1,46 @@
+"""The stores by URL. A store's module, and with it its database client, is loaded when a URL asks for it."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from typing import Any
+
+from asyncsched.contract import JobStore
+from asyncsched.errors import UnknownStoreError
+
+__all__ = ["store_from_url"]
+
+#: scheme: (module, class). Each class has ``from_url``.
+_SCHEMES = {
+    "memory": ("asyncsched.stores.memory", "MemoryStore"),
+    "sqlite": ("asyncsched.stores.sqlite", "SQLiteStore"),
+}
+
+
+def store_from_url(url: str) -> JobStore:
+    """The store that *url* names, not opened yet. Other packages add schemes by the entry point group ``asyncsched.stores``.
+
+    Raises UnknownStoreError for a scheme that nothing serves, MissingExtra where its client is not installed.
+    """
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        raise UnknownStoreError(f"{url!r} is no store URL; write memory://, or sqlite:///jobs.db for a file")
+    known = _SCHEMES.get(scheme.lower())
+    if known is not None:
+        module = importlib.import_module(known[0])
+        found: Any = getattr(module, known[1])
+    else:
+        found = _from_entry_point(scheme.lower())
+    store: JobStore = found.from_url(url)
+    return store
+
+
+def _from_entry_point(scheme: str) -> Any:
+    for point in entry_points(group="asyncsched.stores"):
+        if point.name == scheme:
+            return point.load()
+    known = ", ".join(f"{name}://" for name in _SCHEMES)
+    raise UnknownStoreError(
+        f"no store serves {scheme}:// (known: {known}, and entry points 'asyncsched.stores')"
+    )

@@ -1,0 +1,1 @@
+"""Stores that each break one rule of the contract, one module for each topic."""
