@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import random
 import secrets
@@ -679,6 +680,11 @@ class Scheduler:
         finally:
             timer.cancel()
 
+    def now(self) -> datetime:
+        """The default store's clock, as far as it is known here; every instant is by it."""
+        self._check_running()
+        return to_datetime(self._shelves["default"].now())
+
     async def next_fire_time(self) -> datetime | None:
         """When the earliest job of all stores is due; None: nothing is planned."""
         self._check_running()
@@ -962,7 +968,9 @@ class Scheduler:
 
         def now() -> float:
             worker = self._workers.get(alias)
-            return self._clock.monotonic() + anchor if worker is None else worker.now()
+            instant = self._clock.monotonic() + anchor if worker is None else worker.now()
+            # Whole microseconds, and never ahead of the store: what is due now is due.
+            return math.floor(instant * 1e6) / 1e6
 
         self._shelves[alias] = Shelf(alias, store, self._composer, now)
 

@@ -207,6 +207,8 @@ class Worker:
         self._lease_s = (
             math.inf if not store.capabilities.shared and not store.capabilities.durable else settings.lease_s
         )
+        self._reads_host_clock = store.capabilities.clock == "host"
+        self._best_trip = math.inf
         self._claims = 0
         self._empty = 0
         self._waiter: asyncio.Future[None] | None = None
@@ -397,8 +399,20 @@ class Worker:
         self._offset = now - self._clock.monotonic()
 
     def _anchor(self, asked_at: float, store_now: float) -> None:
-        """All instants are the store's: elapsed time since then is measured on the monotonic clock."""
-        self._offset = store_now - (asked_at + self._clock.monotonic()) / 2
+        """All instants are the store's; elapsed time since it was asked is measured on the monotonic clock.
+
+        The shorter a round trip, the better it tells the server's clock: a long one is believed only when there was no
+        better one for a while. The host's own clock is simply read.
+        """
+        answered_at = self._clock.monotonic()
+        if self._reads_host_clock:
+            self._offset = self._clock.time() - answered_at
+            return
+        trip = answered_at - asked_at
+        self._best_trip *= 1.1
+        if trip <= self._best_trip:
+            self._best_trip = trip
+            self._offset = store_now - (asked_at + answered_at) / 2
 
     def now(self) -> float:
         """The store's clock, as far as it is known here."""
@@ -431,8 +445,9 @@ class Worker:
         waiter = self._waiter = self._loop.create_future()
         timer: Timer | None = None
         if until < math.inf:
-            # A microsecond more, for the rounding of the way there and back.
-            timer = self._clock.call_at(until - self._offset + 1e-6, self.wake)
+            # Half of the way to the server more: to be early would cost a claim.
+            slack = 0.0 if self._reads_host_clock else self._best_trip / 2
+            timer = self._clock.call_at(until - self._offset + slack, self.wake)
         try:
             await waiter
         finally:

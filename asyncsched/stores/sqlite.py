@@ -53,10 +53,9 @@ _PREFIX = re.compile("([A-Za-z_][A-Za-z0-9_]*)?")
 _NO_ACCESS = frozenset({"CANTOPEN", "READONLY", "PERM", "AUTH"})
 #: The fault of the disk or the host, not of what was asked: it may succeed when repeated, and must condemn no job.
 _PASSING = _NO_ACCESS | {"IOERR", "FULL", "NOMEM", "INTERRUPT", "PROTOCOL"}
-_DONE: Settled = "done"
 _SCHEMA_VERSION = 1
 #: A call of prune looks at so many log entries for crowded jobs, and the next call goes on behind them.
-_SWEEP = 25_000
+_SWEEP = 10_000
 #: An expired named lease is forgotten after a day; its holder may still extend it until then.
 _FORGET_LEASE_S = 86_400.0
 #: Lists are bound in pieces of a power of two, so that few statements are ever prepared and no parameter limit is met.
@@ -87,7 +86,7 @@ _SET_META = "REPLACE INTO {p}meta (key, value) VALUES (?, ?)"
 _TABLE = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = '{p}meta'"
 
 _FIELDS = ", ".join(Record.__struct_fields__)
-_INSERT = f"INSERT INTO {{p}}jobs ({_FIELDS}) VALUES ({', '.join('?' * 15)}) ON CONFLICT (id) DO NOTHING"
+_ADD = f"INSERT INTO {{p}}jobs ({_FIELDS}) VALUES {{list}} ON CONFLICT (id) DO NOTHING"
 _GET = f"SELECT {_FIELDS} FROM {{p}}jobs WHERE id IN ({{list}})"
 _BIRTHS = "SELECT id, birth FROM {p}jobs WHERE id IN ({list})"
 _REMOVE = "DELETE FROM {p}jobs WHERE id IN ({list})"
@@ -108,12 +107,12 @@ _QUEUES = """WITH RECURSIVE each (queue) AS (
         UNION ALL SELECT (SELECT min(j.queue) FROM {p}jobs AS j WHERE j.queue > each.queue)
         FROM each WHERE each.queue IS NOT NULL)
     SELECT queue FROM each WHERE queue IS NOT NULL"""
-_DUE = """SELECT rowid, id, birth, queue, priority, task, hold, body, cursor, version, fence, holder, settled, tries
+_DUE = """SELECT rowid, id, birth, task, hold, body, cursor, version, fence, holder, settled, tries
     FROM {p}jobs WHERE queue = ? AND priority = ? AND wake_at <= ? AND (holder IS NULL OR wake_at <= ?)
     ORDER BY wake_at, id LIMIT ?"""
 _TAKE = """UPDATE {p}jobs SET prior = CASE WHEN holder IS NOT NULL THEN fence END,
     wake_at = ?, fence = ?, holder = ?, tries = tries + 1 WHERE rowid IN ({list})"""
-_STILL_HELD = f"SELECT {_FIELDS} FROM {{p}}jobs WHERE holder = ? AND wake_at > ? ORDER BY fence, id"
+_STILL_HELD = f"SELECT {_FIELDS} FROM {{p}}jobs WHERE holder = ? AND wake_at > ?"
 
 _HELD = "SELECT id, fence, holder, version, wake_at FROM {p}jobs WHERE id IN ({list})"
 _EXTEND_CLAIMS = "UPDATE {p}jobs SET wake_at = ? WHERE id IN ({list})"
@@ -138,13 +137,15 @@ _RELEASE = "DELETE FROM {p}leases WHERE key = ? AND holder = ? AND fence = ?"
 _FORGET = "DELETE FROM {p}leases WHERE key IN (SELECT key FROM {p}leases WHERE until < ? LIMIT ?)"
 
 _ENTRY = ", ".join(Entry.__struct_fields__)
-_LOG = f"""INSERT INTO {{p}}runs ({_ENTRY}) VALUES {{list}}
-    ON CONFLICT (job_id, fence, kind, fire_at) DO NOTHING"""
+_LOG = (
+    f"INSERT INTO {{p}}runs ({_ENTRY}) VALUES {{list}} ON CONFLICT (job_id, fence, kind, fire_at) DO NOTHING"
+)
 _RUNS = f"""SELECT {_ENTRY} FROM {{p}}runs WHERE {{where}}
     ORDER BY at DESC, job_id DESC, fence DESC, kind DESC, fire_at DESC LIMIT ?"""
 _PRUNE_OLD = "DELETE FROM {p}runs WHERE seq IN (SELECT seq FROM {p}runs WHERE at < ? ORDER BY at LIMIT ?)"
-_COUNTS = """SELECT job_id, count(*) FROM (SELECT job_id FROM {p}runs WHERE job_id >= ? ORDER BY job_id LIMIT ?)
-    GROUP BY job_id"""
+_CROWDED = """SELECT job_id, count(*) FROM (SELECT job_id FROM {p}runs WHERE job_id >= ? ORDER BY job_id LIMIT ?)
+    GROUP BY job_id HAVING count(*) > ?"""
+_SWEEP_END = "SELECT job_id FROM {p}runs WHERE job_id >= ? ORDER BY job_id LIMIT 1 OFFSET ?"
 _PRUNE_JOB = """DELETE FROM {p}runs WHERE seq IN (
     SELECT seq FROM {p}runs WHERE job_id = ? ORDER BY at, fence, kind, fire_at LIMIT ?)"""
 
@@ -233,7 +234,7 @@ class SQLiteStore:
     def add(self, records: Sequence[Record]) -> set[str]:
         taken: set[str] = set()
         with self._transaction():
-            if self._insert(records) < len(records):
+            if self._insert(_ADD, records) < len(records):
                 births: dict[str, str] = dict(self._select(_BIRTHS, [r.id for r in records]))
                 taken = {r.id for r in records if births[r.id] != r.birth}
         self._hint(r.wake_at for r in records)
@@ -284,11 +285,12 @@ class SQLiteStore:
             return Claimed(held, _earliest(lane.earliest for lane in lanes), now)
         with self._transaction():
             now = self._now()
-            if held:
-                held = self._still_held(token, now)
-            due = self._due(lanes, limit - len(held), now, now + ahead_s)
-            taken = self._take(due, token, now + lease_s)
-            return Claimed(held + taken, _earliest(lane.earliest for lane in self._lanes(queues)), now)
+            taken = self._still_held(token, now) if held else []
+            for lane in lanes:
+                if len(taken) < limit and lane.earliest <= now + ahead_s:
+                    room = limit - len(taken)
+                    taken += self._claim_lane(lane, token, room, now, now + ahead_s, now + lease_s)
+            return Claimed(taken, _earliest(lane.earliest for lane in self._lanes(queues)), now)
 
     @_in_thread
     def renew(self, claims: Sequence[Claim], lease_s: float) -> Renewal:
@@ -312,7 +314,7 @@ class SQLiteStore:
             with self._transaction():
                 self._settle_together(settlements, times)
             self._hint(times)
-            return [_DONE] * len(settlements)
+            return ["done" for _ in settlements]
         times.clear()
         with self._transaction():
             answers = [self._settle_alone(settlement, times) for settlement in settlements]
@@ -455,13 +457,14 @@ class SQLiteStore:
 
     # -- below: steps of a transaction ---------------------------------------------------------------------------------
 
-    def _insert(self, records: Sequence[Record]) -> int:
-        return self._many(_INSERT, [astuple(r) for r in records])
-
-    def _log(self, entries: Sequence[Entry]) -> None:
-        for piece in _pieces(entries):
+    def _insert(self, text: str, items: Sequence[Record] | Sequence[Entry]) -> int:
+        """Insert *items* that are not there yet; return how many that were."""
+        inserted = 0
+        for piece in _pieces(items):
             values = tuple(chain.from_iterable(map(astuple, piece)))
-            self._db.execute(self._sql(_LOG, len(piece), "(?,?,?,?,?,?)"), values)
+            row = f"({','.join('?' * (len(values) // len(piece)))})"
+            inserted += self._db.execute(self._sql(text, len(piece), row), values).rowcount
+        return inserted
 
     def _next_fence(self) -> int:
         fence = int(self._do(_META, ("fence",)).fetchone()[0]) + 1
@@ -514,16 +517,14 @@ class SQLiteStore:
 
     def _still_held(self, token: str, now: float) -> list[Record]:
         """What a repeated claim gets again; a lease that has ended meanwhile is due and is claimed like any other."""
-        return [Record(*row) for row in self._do(_STILL_HELD, (token, now))]
+        held = [Record(*row) for row in self._do(_STILL_HELD, (token, now))]
+        return sorted(held, key=attrgetter("fence", "id"))
 
-    def _due(self, lanes: list[_Lane], room: int, now: float, horizon: float) -> list[_Row]:
-        due: list[_Row] = []
-        for lane in lanes:
-            if len(due) < room and lane.earliest <= horizon:
-                due += self._do(_DUE, (lane.queue, lane.priority, horizon, now, room - len(due)))
-        return due
-
-    def _take(self, due: list[_Row], token: str, until: float) -> list[Record]:
+    def _claim_lane(
+        self, lane: _Lane, token: str, room: int, now: float, horizon: float, until: float
+    ) -> list[Record]:
+        queue, priority, _ = lane
+        due = self._do(_DUE, (queue, priority, horizon, now, room)).fetchall()
         if not due:
             return []
         fence = self._next_fence()
@@ -534,8 +535,7 @@ class SQLiteStore:
                 id, birth, queue, priority, task, until, hold, body, cursor,
                 version, fence, token, settled, tries + 1, last if holder is not None else None,
             )
-            for _, id, birth, queue, priority, task, hold, body, cursor,
-                version, last, holder, settled, tries in due
+            for _, id, birth, task, hold, body, cursor, version, last, holder, settled, tries in due
         ]  # fmt: skip
 
     def _settle_together(self, settlements: Sequence[Settlement], times: list[float | None]) -> None:
@@ -558,8 +558,8 @@ class SQLiteStore:
         is_tangled = len(ids) > 1 and any(record.id in ids for record in spawned)
         if done < len(settlements) or is_tangled:
             raise _NotAllDone
-        self._log([entry for s in settlements for entry in s.entries])
-        self._insert(spawned)
+        self._insert(_LOG, [entry for s in settlements for entry in s.entries])
+        self._insert(_ADD, spawned)
         times += [row[0] for row in chain(moves, returns)]
         times += [record.wake_at for record in spawned]
         times += [self._unpark(*s.unpark) for s in settlements if s.unpark is not None]
@@ -567,7 +567,7 @@ class SQLiteStore:
     def _settle_alone(self, s: Settlement, times: list[float | None]) -> Settled:
         record = next((Record(*row) for row in self._select(_GET, [s.id])), None)
         if record is None:
-            self._log(s.entries)
+            self._insert(_LOG, s.entries)
             return "gone"
         if (record.fence, record.holder) != (s.fence, s.holder):
             return "already" if record.settled == s.fence else "lost"
@@ -585,14 +585,13 @@ class SQLiteStore:
     def _prune_crowded(self, per_job: int, limit: int) -> int:
         """Look at the next stretch of the log only, so that a call takes as long whatever the log's size."""
         span = max(_SWEEP, 2 * per_job + 2)
-        counts: list[tuple[str, int]] = self._do(_COUNTS, (self._swept, span)).fetchall()
         pruned = 0
-        for job_id, seen in counts:
-            if seen > per_job and pruned < limit:
-                pruned += self._do(_PRUNE_JOB, (job_id, min(seen - per_job, limit - pruned))).rowcount
+        for job_id, seen in self._do(_CROWDED, (self._swept, span, per_job)).fetchall():
+            pruned += self._do(_PRUNE_JOB, (job_id, min(seen - per_job, limit - pruned))).rowcount
         if pruned < limit:
             # The stretch may have cut its last job short, so the next one begins with it.
-            self._swept = counts[-1][0] if sum(seen for _, seen in counts) == span else ""
+            end = self._do(_SWEEP_END, (self._swept, span - pruned)).fetchone()
+            self._swept = end[0] if end is not None else ""
         return pruned
 
     # -- below: opening ------------------------------------------------------------------------------------------------
