@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -21,23 +21,28 @@ __all__ = [
     "retry_to",
 ]
 
-#: The first byte of every blob. A reader refuses higher ones, so that a record of a newer version is left to newer code.
+#: Stands in front of every form. A reader refuses higher ones, so that a record of a newer version is left to newer code.
 FORMAT = 1
-_PREFIX = bytes([FORMAT])
-
-_encoder = msgspec.msgpack.Encoder()
-_definitions = msgspec.msgpack.Decoder(Definition)
-_cursors = msgspec.msgpack.Decoder(Cursor)
-_runs = msgspec.msgpack.Decoder(RunForm)
-_spans = msgspec.msgpack.Decoder(SpanForm)
 
 T = TypeVar("T")
 _FRESH = Cursor()
 
 
+class _Sealed(msgspec.Struct, Generic[T], frozen=True, array_like=True, gc=False):
+    format: int
+    form: T
+
+
+_encoder = msgspec.msgpack.Encoder()
+_definitions = msgspec.msgpack.Decoder(_Sealed[Definition])
+_cursors = msgspec.msgpack.Decoder(_Sealed[Cursor])
+_runs = msgspec.msgpack.Decoder(_Sealed[RunForm])
+_spans = msgspec.msgpack.Decoder(_Sealed[SpanForm])
+
+
 def encode(form: Definition | Cursor | RunForm | SpanForm) -> bytes:
     """The blob of a form."""
-    return _PREFIX + _encoder.encode(form)
+    return _encoder.encode((FORMAT, form))
 
 
 def decode_definition(blob: bytes) -> Definition:
@@ -60,19 +65,28 @@ def decode_span(blob: bytes) -> SpanForm:
     return _decode(_spans, blob)
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[T], blob: bytes) -> T:
-    if blob[:1] != _PREFIX:
-        if blob and blob[0] > FORMAT:
-            raise NewerFormatError(
-                f"stored in format {blob[0]}, and this version of asyncsched reads up to {FORMAT}: upgrade this instance"
-            )
-        raise SerializationError(
-            f"the stored data begins with {blob[:1]!r}, which no version of asyncsched writes"
-        )
+def _decode(decoder: msgspec.msgpack.Decoder[_Sealed[T]], blob: bytes) -> T:
     try:
-        return decoder.decode(memoryview(blob)[1:])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        sealed = decoder.decode(blob)
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+        _refuse_newer(blob)
         raise SerializationError(f"the stored data cannot be read: {error}") from error
+    if sealed.format != FORMAT:
+        _refuse_newer(blob)
+        raise SerializationError(f"the stored data is of format {sealed.format}, which no version of asyncsched writes")
+    return sealed.form
+
+
+def _refuse_newer(blob: bytes) -> None:
+    """Raise NewerFormatError if that is what the blob is, however its form may look."""
+    try:
+        outer = msgspec.msgpack.decode(blob)
+    except (msgspec.MsgspecError, ValueError):
+        return
+    if isinstance(outer, list) and outer and isinstance(outer[0], int) and outer[0] > FORMAT:
+        raise NewerFormatError(
+            f"stored in format {outer[0]}, and this version of asyncsched reads up to {FORMAT}: upgrade this instance"
+        )
 
 
 def retry_to(retry: Retry) -> RetryForm:

@@ -106,7 +106,7 @@ class Renewal(NamedTuple):
     now: float
 
 
-class Settlement(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+class Settlement(msgspec.Struct, frozen=True, gc=False):
     """How one claim ends. Atomic by itself.
 
     With ``hand_back`` the record returns as if it had not been claimed: the cursor and ``settled`` stay and the try is

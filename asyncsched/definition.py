@@ -23,7 +23,7 @@ __all__ = [
 MAX_REQUESTS = 100
 
 
-class RetryForm(msgspec.Struct, frozen=True, omit_defaults=True):
+class RetryForm(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A Retry as it is stored; error classes by ``module:qualname``."""
 
     max_attempts: int | None = None
@@ -36,7 +36,7 @@ class RetryForm(msgspec.Struct, frozen=True, omit_defaults=True):
     never_on: tuple[str, ...] = ()
 
 
-class Policies(msgspec.Struct, frozen=True, omit_defaults=True):
+class Policies(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """How a job is to be run; None: as its task, then as the scheduler says."""
 
     retry: RetryForm | None = None
@@ -47,7 +47,7 @@ class Policies(msgspec.Struct, frozen=True, omit_defaults=True):
     max_crashes: int | None = None
 
 
-class Request(msgspec.Struct, frozen=True, array_like=True):
+class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A run that a user asked for. ``no`` is the version at which it was asked."""
 
     no: int
@@ -55,7 +55,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     force: bool = False
 
 
-class Definition(msgspec.Struct, frozen=True, array_like=True):
+class Definition(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A job as its owner wrote it."""
 
     created_at: float
@@ -78,7 +78,7 @@ class Definition(msgspec.Struct, frozen=True, array_like=True):
     requests: tuple[Request, ...] = ()
 
 
-class Tally(msgspec.Struct, frozen=True, array_like=True):
+class Tally(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Stats as they are stored."""
 
     succeeded: int = 0
@@ -94,7 +94,7 @@ class Tally(msgspec.Struct, frozen=True, array_like=True):
     max_s: float | None = None
 
 
-class Pending(msgspec.Struct, frozen=True, array_like=True):
+class Pending(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A fire time that was begun and is to be tried again."""
 
     fire: float
@@ -105,7 +105,7 @@ class Pending(msgspec.Struct, frozen=True, array_like=True):
     request: int = 0
 
 
-class Cursor(msgspec.Struct, frozen=True, array_like=True):
+class Cursor(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How far a job has come."""
 
     rev: int = 0
@@ -119,7 +119,7 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
     tally: Tally = Tally()
 
 
-class RunForm(msgspec.Struct, frozen=True, array_like=True):
+class RunForm(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The body of a log entry of kind ``run`` or ``lost``."""
 
     outcome: Outcome
@@ -135,7 +135,7 @@ class RunForm(msgspec.Struct, frozen=True, array_like=True):
     metadata: bytes = b""
 
 
-class SpanForm(msgspec.Struct, frozen=True, array_like=True):
+class SpanForm(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The body of a log entry that is a decision: a span of fire times that did not run."""
 
     last: float

@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 import anyio.to_process
+import msgspec
 
 from asyncsched.clock import Clock, Timer
 from asyncsched.codec import retry_from
@@ -67,80 +68,62 @@ class Host:
 _current: contextvars.ContextVar[Execution] = contextvars.ContextVar("asyncsched_run")
 
 
-class Execution:
-    """A claimed record whose run is under way, or whose end is being written."""
+class Owner(Protocol):
+    """Whoever started the run."""
 
-    __slots__ = (
-        "_timer",
-        "abandoned",
-        "annotations",
-        "definition",
-        "end",
-        "facade",
-        "host",
-        "now",
-        "on_end",
-        "reason",
-        "record",
-        "result",
-        "start",
-        "started",
-        "store",
-        "task",
-        "traceback",
-        "trusted_until",
-        "work",
-    )
+    host: Host
+    alias: str
 
-    def __init__(
-        self,
-        host: Host,
-        store: str,
-        record: Record,
-        definition: Definition,
-        start: Start,
-        task: Task[..., Any],
-        trusted_until: float,
-        now: Callable[[], float],
-        on_end: Callable[[Execution], None],
-    ) -> None:
-        self.host = host
-        self.store = store
-        self.record = record
-        self.definition = definition
-        self.start = start
-        self.task = task
-        #: Monotonic instant after which the lease is not to be trusted.
-        self.trusted_until = trusted_until
-        #: The store's clock.
-        self.now = now
-        self.on_end = on_end
-        #: The asyncio task that makes the call, once that has begun.
-        self.work: asyncio.Task[None] | None = None
-        self.started: float | None = None
-        self.reason: Reason | None = None
-        self.end: Ended | None = None
-        self.result: Any = None
-        self.traceback: str | None = None
-        self.annotations: dict[str, Any] | None = None
-        self.facade: CurrentRun | None = None
-        self.abandoned = False
-        self._timer: Timer | None = None
+    def now(self) -> float:
+        """The store's clock."""
+        ...
+
+    def run_ended(self, execution: Execution) -> None:
+        """The run has ended: ``execution.end`` says how."""
+        ...
+
+
+class Execution(msgspec.Struct, eq=False):
+    """A claimed record whose run is under way, or whose end is being written.
+
+    A struct because one is made for every run: its fields are set in C.
+    """
+
+    owner: Owner
+    record: Record
+    definition: Definition
+    start: Start
+    task: Task[..., Any]
+    #: Monotonic instant after which the lease is not to be trusted.
+    trusted_until: float
+    #: The asyncio task that makes the call, once that has begun.
+    work: asyncio.Task[None] | None = None
+    started: float = 0.0
+    #: Why it was asked to stop.
+    reason: Reason | None = None
+    end: Ended | None = None
+    result: Any = None
+    traceback: str | None = None
+    annotations: dict[str, Any] | None = None
+    is_abandoned: bool = False
+    timer: Timer | None = None
+    facade: CurrentRun | None = None
 
     # -- the call ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Make the call and tell ``on_end``; raises nothing but what must end the process."""
+        """Make the call and tell the owner; raises nothing but what must end the process."""
         _current.set(self)
-        self.started = self.now()
+        owner, task = self.owner, self.task
+        host = owner.host
+        self.started = owner.now()
         try:
-            task = self.task
             if task.lifespan is not None:
-                await self.host.enter(task)
+                await host.enter(task)
             timeout = self.timeout_s
             if timeout is not None:
-                self._timer = self.host.clock.call_at(self.host.clock.monotonic() + timeout, self._time_out)
-            if self.host.middleware:
+                self.timer = host.clock.call_at(host.clock.monotonic() + timeout, self._time_out)
+            if host.middleware:
                 result = await self._through(0)
             elif task.executor == "async" and not self.definition.args:
                 result = await task.function()
@@ -154,10 +137,11 @@ class Execution:
         except BaseException as error:
             self._finish_raised(error)
         else:
-            if self.reason == "timeout":
-                self._finish_cancelled()
-            else:
-                self._finish_returned(result)
+            self._finish_returned(result)
+
+    @property
+    def host(self) -> Host:
+        return self.owner.host
 
     @property
     def timeout_s(self) -> float | None:
@@ -216,7 +200,7 @@ class Execution:
             try:
                 return await asyncio.shield(running)
             except asyncio.CancelledError:
-                if self.abandoned or self.reason is None:
+                if self.is_abandoned or self.reason is None:
                     running.cancel()
                     raise
 
@@ -229,13 +213,13 @@ class Execution:
         self.reason = reason
         self._drop_timer()
         if self.work is None:
-            self.started = self.now()
+            self.started = self.owner.now()
             self._finish_cancelled()
             return
         self.work.cancel()
         grace = self._grace_s()
         if grace is not None:
-            self._timer = self.host.clock.call_at(self.host.clock.monotonic() + grace, self._abandon)
+            self.timer = self.host.clock.call_at(self.host.clock.monotonic() + grace, self._abandon)
 
     def _grace_s(self) -> float | None:
         if self.task.executor == "thread":
@@ -245,7 +229,7 @@ class Execution:
         return grace
 
     def _time_out(self) -> None:
-        self._timer = None
+        self.timer = None
         self.cancel("timeout")
 
     def _abandon(self) -> None:
@@ -256,7 +240,7 @@ class Execution:
         """Write the run's end now; what it still does is its own affair, and is reported."""
         if self.end is not None:
             return
-        self.abandoned = True
+        self.is_abandoned = True
         self.host.logger.error(
             "run %s@%s of task %s did not stop when it was cancelled (%s); it is abandoned, and may still be at work",
             self.record.id, self.record.fence, self.task.name, self.reason,
@@ -266,25 +250,35 @@ class Execution:
             self.work.cancel()
 
     def _drop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def _finish_returned(self, result: Any) -> None:
-        if type(result) is Carry:
-            next_at = None if result.next_at is None else to_instant(result.next_at, "Carry(next_at=)")
-            try:
-                carried = self.host.dump(result.value, "Carry(value=)")
-            except SerializationError as error:
-                self._finish_failed(error)
-                return
-            self.result = result.result
-            self._finish("succeeded", carried=carried, next_at=next_at)
+        if self.reason == "timeout":
+            self._finish_cancelled()
+        elif type(result) is Carry:
+            self._finish_carrying(result)
+        elif self.end is None:
+            # The way of most runs, and so the shortest.
+            if self.timer is not None:
+                self._drop_timer()
+            self.result = result
+            finished = self.owner.now()
+            self.end = Ended("succeeded", self.started, finished if finished > self.started else self.started)
+            self.owner.run_ended(self)
+
+    def _finish_carrying(self, carry: Carry) -> None:
+        next_at = None if carry.next_at is None else to_instant(carry.next_at, "Carry(next_at=)")
+        try:
+            carried = self.host.dump(carry.value, "Carry(value=)")
+        except SerializationError as error:
+            self._finish_failed(error)
             return
-        self.result = result
-        self._finish("succeeded")
+        self.result = carry.result
+        self._finish("succeeded", carried=carried, next_at=next_at)
 
     def _finish_cancelled(self) -> None:
         if self.reason == "timeout":
@@ -347,8 +341,8 @@ class Execution:
         if self.end is not None:
             return
         self._drop_timer()
-        finished = self.now()
-        started = self.started if self.started is not None else finished
+        finished = self.owner.now()
+        started = self.started or finished
         self.end = Ended(
             outcome,
             started,
@@ -362,7 +356,7 @@ class Execution:
             "keep" if outcome == "succeeded" else self.policy("on_exhausted", "keep"),
             self.host.keep_s,
         )
-        self.on_end(self)
+        self.owner.run_ended(self)
 
     # -- what a user sees ----------------------------------------------------------------------------------------------
 
@@ -380,7 +374,7 @@ class Execution:
             task=record.task,
             fire_time=to_datetime(start.fire),
             due_at=to_datetime(start.due),
-            started_at=None if self.started is None else to_datetime(self.started),
+            started_at=to_datetime(self.started) if self.started else None,
             finished_at=None if end is None else to_datetime(end.finished),
             outcome=None if end is None else end.outcome,
             attempt=start.attempt,
@@ -422,7 +416,7 @@ class CurrentRun:
     @property
     def store(self) -> str:
         """The alias of the store that the job is kept in."""
-        return self._execution.store
+        return self._execution.owner.alias
 
     @property
     def queue(self) -> str:
@@ -452,8 +446,7 @@ class CurrentRun:
 
     @property
     def started_at(self) -> datetime:
-        started = self._execution.started
-        return to_datetime(started if started is not None else self._execution.now())
+        return to_datetime(self._execution.started or self._execution.owner.now())
 
     @property
     def attempt(self) -> int:

@@ -56,10 +56,13 @@ class Keeper:
         self._on_answer = on_answer
         self._on_error = on_error
         self._work = asyncio.Event()
+        self._at_once = asyncio.Event()
 
-    def notice(self) -> None:
-        """Something is held now; an idle keeper sleeps until this is called."""
+    def notice(self, *, at_once: bool = False) -> None:
+        """Something is held now; an idle keeper sleeps until this is called. *at_once*: its lease is not a fresh one."""
         self._work.set()
+        if at_once:
+            self._at_once.set()
 
     async def run(self) -> None:
         """Renew and watch until cancelled."""
@@ -70,7 +73,7 @@ class Keeper:
     async def _renew_for_ever(self) -> None:
         while True:
             await self._work.wait()
-            await self._clock.sleep(self._lease_s / _RENEWALS)
+            await self._pause()
             if not self._held:
                 self._work.clear()
                 continue
@@ -78,6 +81,14 @@ class Keeper:
                 await self.renew(list(self._held.values()))
             except StoreError as error:
                 self._on_error(error)
+
+    async def _pause(self) -> None:
+        timer = self._clock.call_at(self._clock.monotonic() + self._lease_s / _RENEWALS, self._at_once.set)
+        try:
+            await self._at_once.wait()
+        finally:
+            timer.cancel()
+            self._at_once.clear()
 
     async def _watch_for_ever(self) -> None:
         while True:

@@ -44,7 +44,7 @@ class Span(NamedTuple):
     detail: str | None = None
 
 
-class Start(msgspec.Struct, frozen=True):
+class Start(msgspec.Struct, frozen=True, gc=False):
     """Run now."""
 
     fire: float
@@ -58,7 +58,7 @@ class Start(msgspec.Struct, frozen=True):
     spans: tuple[Span, ...] = ()
 
 
-class Step(msgspec.Struct, frozen=True):
+class Step(msgspec.Struct, frozen=True, gc=False):
     """Do not run: the record moves, is held back, or goes."""
 
     cursor: Cursor
@@ -68,7 +68,7 @@ class Step(msgspec.Struct, frozen=True):
     spans: tuple[Span, ...] = ()
 
 
-class Ended(msgspec.Struct, frozen=True):
+class Ended(msgspec.Struct, frozen=True, gc=False):
     """How a run ended, as policy sees it."""
 
     outcome: Outcome
@@ -99,6 +99,8 @@ def synced(definition: Definition, cursor: Cursor) -> Cursor:
     """The cursor under this definition: a changed trigger computes anew, and forgets what was pending for the old one."""
     if cursor.rev == definition.rev:
         return cursor
+    if not cursor.rev:
+        return Cursor(definition.rev, definition.first)
     pending = cursor.pending if cursor.pending is not None and cursor.pending.request else None
     return replace(cursor, rev=definition.rev, next=definition.first, pending=pending)
 
@@ -107,15 +109,18 @@ def decide(
     definition: Definition, cursor: Cursor, hold: str | None, now: float, ahead_s: float = 0.0
 ) -> Start | Step:
     """What a record claimed at *now* is to do. With *ahead_s* it may be due so much later."""
-    spans = _resumed(definition, cursor)
-    cursor = synced(definition, cursor)
+    spans: tuple[Span, ...] = ()
+    if cursor.rev != definition.rev:
+        spans = _resumed(definition)
+        cursor = synced(definition, cursor)
     pending = cursor.pending
-    request = next_request(definition, cursor)
-    if request is not None:
-        cursor = replace(cursor, request=request.no)
-        if pending is None:
-            return Start(request.at, request.at, 1, request.no, cursor, spans)
-        return Start(pending.fire, request.at, pending.failed + 1, pending.request, cursor, spans)
+    if definition.requests:
+        request = next_request(definition, cursor)
+        if request is not None:
+            cursor = replace(cursor, request=request.no)
+            if pending is None:
+                return Start(request.at, request.at, 1, request.no, cursor, spans)
+            return Start(pending.fire, request.at, pending.failed + 1, pending.request, cursor, spans)
     if definition.paused:
         return Step(cursor, None, "paused", spans=spans)
     if hold == "failed":
@@ -141,10 +146,8 @@ def next_request(definition: Definition, cursor: Cursor) -> Request | None:
     return None
 
 
-def _resumed(definition: Definition, cursor: Cursor) -> tuple[Span, ...]:
-    if definition.resumed is None or cursor.rev == definition.rev:
-        return ()
-    return (Span("paused", *definition.resumed),)
+def _resumed(definition: Definition) -> tuple[Span, ...]:
+    return () if definition.resumed is None else (Span("paused", *definition.resumed),)
 
 
 def _stays(definition: Definition) -> bool:

@@ -24,7 +24,7 @@ from asyncsched.ids import check_name
 from asyncsched.model import Retry
 from asyncsched.units import Duration, to_seconds
 
-__all__ = ["Call", "Executor", "Registry", "Task", "task_name"]
+__all__ = ["AnyTask", "Call", "Executor", "Registry", "Task", "task_name"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,6 +74,9 @@ class Task(Generic[P, R]):
     def options(self, **policies: Any) -> Options[P]:
         """Policies (queue=, delay=, id=, priority=, ...) for calls bound through what this returns."""
         return Options(self, policies)
+
+
+AnyTask = Task[..., Any]
 
 
 class Options(Generic[P]):

@@ -984,7 +984,7 @@ class Scheduler:
             poll_s=self._poll_s if self._poll_s is not None else _poll_of(store),
             poll_jitter=self._poll_jitter,
             retry=self._store_retry,
-            history=self._keeps_history,
+            keeps_history=self._keeps_history,
         )
         now = self._shelves[alias].now()
         worker = Worker(self._host, alias, store, self._slots, settings, self._registry.tasks, self._bus)

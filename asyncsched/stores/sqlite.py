@@ -1,15 +1,15 @@
 """Jobs in one SQLite file, shared by any number of processes of one host.
 
-Every operation is one transaction and runs in one go in the connection's thread, so that a cancelled caller leaves nothing
-half done, and pays for one change of threads instead of one for each statement. All writes begin with ``BEGIN IMMEDIATE``:
-SQLite has one writer at a time, and a transaction that only later turns into a writer could not wait for its turn.
+Every operation is one transaction and runs in one go in the connection's thread: a cancelled caller leaves nothing half done,
+and pays for one change of threads instead of one for each statement. All writes begin with ``BEGIN IMMEDIATE``: SQLite has
+one writer at a time, and a transaction that only later turned into a writer could not wait for its turn.
 
 **Durability.** The file is in WAL mode. With ``synchronous="NORMAL"`` nothing that was acknowledged is lost when a process
 dies, but the last transactions may be lost when the *machine* loses power (the file stays sound). ``synchronous="FULL"``
 waits for the disk at each commit and loses nothing. WAL needs a local file system; it does not work over a network.
 
-**Time** is the host's clock, read once the write lock is held. SQLite has no notifications: ``on_hint`` hears only of what
-this object wrote, and polling covers what other processes write.
+**Time** is the host's clock, read once the write lock is held. ``on_hint`` hears only of what this object wrote, since SQLite
+has no notifications; polling covers what other processes write.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import re
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from functools import lru_cache, partial, wraps
 from heapq import merge
 from itertools import chain, islice
 from operator import attrgetter
+from threading import Event
 from types import CoroutineType
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -49,7 +49,6 @@ _T = TypeVar("_T")
 _Row = tuple[Any, ...]
 _Source = tuple[str, tuple[object, ...]]
 
-_PREFIX = re.compile("([A-Za-z_][A-Za-z0-9_]*)?")
 _NO_ACCESS = frozenset({"CANTOPEN", "READONLY", "PERM", "AUTH"})
 #: The fault of the disk or the host, not of what was asked: it may succeed when repeated, and must condemn no job.
 _PASSING = _NO_ACCESS | {"IOERR", "FULL", "NOMEM", "INTERRUPT", "PROTOCOL"}
@@ -62,6 +61,7 @@ _FORGET_LEASE_S = 86_400.0
 _PIECE = 256
 
 # -- SQL: {p} is the prefix of the tables, {list} one mark or one row of marks for each item -----------------------------
+# A plus before a column keeps the planner from looking for an index by it: another one is to be used.
 
 # The rows are small and the ids may be random: a table in order of rowid takes new rows at its end, where WITHOUT ROWID
 # would spread them over all of its pages. Blobs stand last, so that the other columns are found without reading past them.
@@ -82,6 +82,7 @@ _CREATE = (
     "CREATE INDEX {p}leases_until ON {p}leases (until)",
 )
 _META = "SELECT value FROM {p}meta WHERE key = ?"
+_NEXT_FENCE = "UPDATE {p}meta SET value = value + 1 WHERE key = 'fence' RETURNING value"
 _SET_META = "REPLACE INTO {p}meta (key, value) VALUES (?, ?)"
 _TABLE = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = '{p}meta'"
 
@@ -113,39 +114,29 @@ _DUE = """SELECT rowid, id, birth, task, hold, body, cursor, version, fence, hol
 _TAKE = """UPDATE {p}jobs SET prior = CASE WHEN holder IS NOT NULL THEN fence END,
     wake_at = ?, fence = ?, holder = ?, tries = tries + 1 WHERE rowid IN ({list})"""
 _STILL_HELD = f"SELECT {_FIELDS} FROM {{p}}jobs WHERE holder = ? AND wake_at > ?"
-
 _HELD = "SELECT id, fence, holder, version, wake_at FROM {p}jobs WHERE id IN ({list})"
 _EXTEND_CLAIMS = "UPDATE {p}jobs SET wake_at = ? WHERE id IN ({list})"
-
-_DELETE = "DELETE FROM {p}jobs WHERE fence = ? AND holder = ? AND version = ? AND id IN ({list})"
+_DELETE = "DELETE FROM {p}jobs WHERE fence = ? AND +holder = ? AND version = ? AND id IN ({list})"
 _MOVE = """UPDATE {p}jobs SET wake_at = ?, hold = ?, cursor = ?,
-    holder = NULL, settled = fence, tries = 0, prior = NULL WHERE id = ? AND fence = ? AND holder = ? AND version = ?"""
+    holder = NULL, settled = fence, tries = 0, prior = NULL WHERE id = ? AND fence = ? AND +holder = ? AND version = ?"""
 _HAND_BACK = """UPDATE {p}jobs SET wake_at = ?,
-    holder = NULL, tries = max(tries - 1, 0), prior = NULL WHERE id = ? AND fence = ? AND holder = ? AND version = ?"""
+    holder = NULL, tries = max(tries - 1, 0), prior = NULL WHERE id = ? AND fence = ? AND +holder = ? AND version = ?"""
 _UNPARK = "UPDATE {p}jobs SET hold = NULL, wake_at = ? WHERE id IN ({list})"
 
-# A plus in a source keeps the planner from looking for an index by that column: the one that gives the order is to be used.
 _PAGE = f"SELECT {_FIELDS} FROM {{p}}jobs WHERE {{source}} AND {{behind}} LIMIT ?"
-_BEHIND = "(wake_at, id) > (?, ?) ORDER BY wake_at, id"
-_BEHIND_NEVER = "wake_at IS NULL AND id > ? ORDER BY id"
-# No UTF-8 text has the byte ff, so the prefix with it stands behind every id that begins with the prefix.
-_WITH_PREFIX = "id >= ? AND id < CAST(? || x'ff' AS TEXT)"
-
 _LEASES = "SELECT key, holder, fence, until FROM {p}leases WHERE key IN ({list})"
 _SET_LEASE = "REPLACE INTO {p}leases (key, holder, fence, until) VALUES (?, ?, ?, ?)"
 _RELEASE = "DELETE FROM {p}leases WHERE key = ? AND holder = ? AND fence = ?"
 _FORGET = "DELETE FROM {p}leases WHERE key IN (SELECT key FROM {p}leases WHERE until < ? LIMIT ?)"
 
 _ENTRY = ", ".join(Entry.__struct_fields__)
-_LOG = (
-    f"INSERT INTO {{p}}runs ({_ENTRY}) VALUES {{list}} ON CONFLICT (job_id, fence, kind, fire_at) DO NOTHING"
-)
+_LOG = f"INSERT INTO {{p}}runs ({_ENTRY}) VALUES {{list}} ON CONFLICT DO NOTHING"
 _RUNS = f"""SELECT {_ENTRY} FROM {{p}}runs WHERE {{where}}
     ORDER BY at DESC, job_id DESC, fence DESC, kind DESC, fire_at DESC LIMIT ?"""
 _PRUNE_OLD = "DELETE FROM {p}runs WHERE seq IN (SELECT seq FROM {p}runs WHERE at < ? ORDER BY at LIMIT ?)"
-_CROWDED = """SELECT job_id, count(*) FROM (SELECT job_id FROM {p}runs WHERE job_id >= ? ORDER BY job_id LIMIT ?)
+_SWEEP_END = "SELECT job_id FROM {p}runs WHERE job_id > ? ORDER BY job_id LIMIT 1 OFFSET ?"
+_CROWDED = """SELECT job_id, count(*) FROM {p}runs WHERE job_id > ? AND job_id <= coalesce(?, CAST(x'ff' AS TEXT))
     GROUP BY job_id HAVING count(*) > ?"""
-_SWEEP_END = "SELECT job_id FROM {p}runs WHERE job_id >= ? ORDER BY job_id LIMIT 1 OFFSET ?"
 _PRUNE_JOB = """DELETE FROM {p}runs WHERE seq IN (
     SELECT seq FROM {p}runs WHERE job_id = ? ORDER BY at, fence, kind, fire_at LIMIT ?)"""
 
@@ -189,7 +180,8 @@ class SQLiteStore:
         self._busy_timeout_s = busy_timeout
         self._create_schema = create_schema
         _refuse(self._path in ("", ":memory:"), "an SQLite store needs a file; for memory use memory://")
-        _refuse(_PREFIX.fullmatch(table_prefix) is None, f"table_prefix is no name: {table_prefix!r}")
+        is_name = f"{table_prefix}x".isidentifier() and table_prefix.isascii()
+        _refuse(not is_name, f"table_prefix is no name: {table_prefix!r}")
         _refuse(self._synchronous not in ("NORMAL", "FULL"), f"not NORMAL or FULL: {synchronous!r}")
         _refuse(not 0 <= busy_timeout < math.inf, f"busy_timeout is not 0 or more seconds: {busy_timeout!r}")
         self._now: Callable[[], float] = host_time
@@ -198,7 +190,7 @@ class SQLiteStore:
         #: Used in the connection's thread only.
         self._db: sqlite3.Connection
         self._listeners: list[Callable[[float | None], None]] = []
-        #: The job at which the next call of prune begins to look for crowded ones.
+        #: The job behind which the next call of prune begins to look for crowded ones.
         self._swept = ""
         self._sql = lru_cache(maxsize=256)(self._written_out)
 
@@ -211,8 +203,12 @@ class SQLiteStore:
         if now is not None:
             self._now = now
         if self._connection is None:
-            self._connection = await aiosqlite.Connection(self._connect, 64)
-            self._loop = asyncio.get_running_loop()
+            refusals: list[Exception] = []
+            connection = await aiosqlite.Connection(partial(self._connect, refusals), 64)
+            if refusals:
+                await connection.close()
+                raise refusals[0]
+            self._connection, self._loop = connection, asyncio.get_running_loop()
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -309,15 +305,15 @@ class SQLiteStore:
 
     @_in_thread
     def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        answers: list[Settled] = ["done" for _ in settlements]
         times: list[float | None] = []
-        with suppress(_NotAllDone):
+        try:
             with self._transaction():
                 self._settle_together(settlements, times)
-            self._hint(times)
-            return ["done" for _ in settlements]
-        times.clear()
-        with self._transaction():
-            answers = [self._settle_alone(settlement, times) for settlement in settlements]
+        except _NotAllDone:
+            times.clear()
+            with self._transaction():
+                answers = [self._settle_alone(settlement, times) for settlement in settlements]
         self._hint(times)
         return answers
 
@@ -400,7 +396,7 @@ class SQLiteStore:
                 pruned += self._prune_crowded(per_job, limit - pruned)
         return pruned
 
-    # -- below: the thread and its transactions ------------------------------------------------------------------------
+    # -- below: the thread, transactions and their steps --------------------------------------------------------------------
 
     async def _hop(self, work: Callable[[], _T]) -> _T:
         """Do *work* in the connection's thread, and translate what SQLite raises."""
@@ -417,10 +413,9 @@ class SQLiteStore:
     def _hint(self, times: Iterable[float | None]) -> None:
         """Tell the listeners, in their loop; also if the caller was cancelled, since the write was done."""
         wake_at = _earliest(times) if self._listeners else None
-        if wake_at is not None:
-            for listener in tuple(self._listeners):
-                with suppress(RuntimeError):  # The loop was closed meanwhile.
-                    self._loop.call_soon_threadsafe(listener, wake_at)
+        for listener in () if wake_at is None else tuple(self._listeners):
+            with suppress(RuntimeError):  # The loop was closed meanwhile.
+                self._loop.call_soon_threadsafe(listener, wake_at)
 
     @contextmanager
     def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
@@ -455,8 +450,6 @@ class SQLiteStore:
         """Run *text* with *head* and the list of *items*; return how many rows it changed."""
         return sum(cursor.rowcount for cursor in self._each(text, items, *head))
 
-    # -- below: steps of a transaction ---------------------------------------------------------------------------------
-
     def _insert(self, text: str, items: Sequence[Record] | Sequence[Entry]) -> int:
         """Insert *items* that are not there yet; return how many that were."""
         inserted = 0
@@ -467,18 +460,18 @@ class SQLiteStore:
         return inserted
 
     def _next_fence(self) -> int:
-        fence = int(self._do(_META, ("fence",)).fetchone()[0]) + 1
-        self._do(_SET_META, ("fence", fence))
-        return fence
+        [(fence,)] = self._do(_NEXT_FENCE)
+        return int(fence)
 
     def _sources(self, where: Filter) -> list[_Source]:
         """The stretches of indexes, each in order by itself, that together hold what *where* asks for."""
         wanted = {"queue": where.queue, "task": where.task, "hold": where.hold or None}
         values = {f" AND +{name} = ?": value for name, value in wanted.items() if value is not None}
         filters = "".join(values) + (" AND hold IS NULL" if where.hold == "" else "")
-        leads: list[_Source]
         if where.id_prefix:
-            leads = [(_WITH_PREFIX, (where.id_prefix, where.id_prefix))]
+            # No UTF-8 text has the byte ff, so the prefix with it stands behind every id that begins with the prefix.
+            with_prefix = "id >= ? AND id < CAST(? || x'ff' AS TEXT)"
+            leads: list[_Source] = [(with_prefix, (where.id_prefix, where.id_prefix))]
         elif where.hold:
             leads = [("hold = ?", (where.hold,))]
         else:
@@ -491,11 +484,11 @@ class SQLiteStore:
         found: list[Record] = []
         never = after is not None and after.wake_at is None
         if not never:
-            start = (-math.inf, "") if after is None else (after.wake_at, after.id)
-            found = self._merged(sources, _BEHIND, start, limit)
-        if len(found) < limit:
-            start_id = after.id if after is not None and never else ""
-            found += self._merged(sources, _BEHIND_NEVER, (start_id,), limit - len(found))
+            start: _Row = (-math.inf, "") if after is None else (after.wake_at, after.id)
+            found = self._merged(sources, "(wake_at, id) > (?, ?) ORDER BY wake_at, id", start, limit)
+        if room := limit - len(found):
+            start = (after.id if after is not None and never else "",)
+            found += self._merged(sources, "wake_at IS NULL AND id > ? ORDER BY id", start, room)
         return found
 
     def _merged(self, sources: list[_Source], behind: str, start: _Row, limit: int) -> list[Record]:
@@ -524,8 +517,7 @@ class SQLiteStore:
         self, lane: _Lane, token: str, room: int, now: float, horizon: float, until: float
     ) -> list[Record]:
         queue, priority, _ = lane
-        due = self._do(_DUE, (queue, priority, horizon, now, room)).fetchall()
-        if not due:
+        if not (due := self._do(_DUE, (queue, priority, horizon, now, room)).fetchall()):
             return []
         fence = self._next_fence()
         self._change(_TAKE, [row[0] for row in due], until, fence, token)
@@ -555,13 +547,11 @@ class SQLiteStore:
         spawned = [record for s in settlements for record in s.spawn]
         # Where one settles what another spawns, their order matters.
         ids = {s.id for s in settlements}
-        is_tangled = len(ids) > 1 and any(record.id in ids for record in spawned)
-        if done < len(settlements) or is_tangled:
+        if done < len(settlements) or (len(ids) > 1 and any(record.id in ids for record in spawned)):
             raise _NotAllDone
         self._insert(_LOG, [entry for s in settlements for entry in s.entries])
         self._insert(_ADD, spawned)
-        times += [row[0] for row in chain(moves, returns)]
-        times += [record.wake_at for record in spawned]
+        times += [row[0] for row in moves + returns] + [record.wake_at for record in spawned]
         times += [self._unpark(*s.unpark) for s in settlements if s.unpark is not None]
 
     def _settle_alone(self, s: Settlement, times: list[float | None]) -> Settled:
@@ -584,53 +574,58 @@ class SQLiteStore:
 
     def _prune_crowded(self, per_job: int, limit: int) -> int:
         """Look at the next stretch of the log only, so that a call takes as long whatever the log's size."""
-        span = max(_SWEEP, 2 * per_job + 2)
         pruned = 0
-        for job_id, seen in self._do(_CROWDED, (self._swept, span, per_job)).fetchall():
-            pruned += self._do(_PRUNE_JOB, (job_id, min(seen - per_job, limit - pruned))).rowcount
+        end = next((job_id for (job_id,) in self._do(_SWEEP_END, (self._swept, _SWEEP))), None)
+        for job_id, count in self._do(_CROWDED, (self._swept, end, per_job)).fetchall():
+            pruned += self._do(_PRUNE_JOB, (job_id, min(count - per_job, limit - pruned))).rowcount
         if pruned < limit:
-            # The stretch may have cut its last job short, so the next one begins with it.
-            end = self._do(_SWEEP_END, (self._swept, span - pruned)).fetchone()
-            self._swept = end[0] if end is not None else ""
+            self._swept = end or ""
         return pruned
 
-    # -- below: opening ------------------------------------------------------------------------------------------------
-
-    def _connect(self) -> sqlite3.Connection:
-        """Open the file and its tables, or leave nothing open and say what is in the way."""
+    def _connect(self, refusals: list[Exception]) -> sqlite3.Connection:
         try:
             self._db = sqlite3.connect(self._path, timeout=self._busy_timeout_s, isolation_level=None)
-            try:
+            with ExitStack() as on_failure:
+                on_failure.callback(self._db.close)
                 self._prepare()
-            except BaseException:
-                self._db.close()
-                raise
-        except sqlite3.Error as error:
-            raise self._refused_open(error) from error
+                on_failure.pop_all()
+        except Exception as error:
+            refusals.append(self._refused_open(error) if isinstance(error, sqlite3.Error) else error)
+            # The thread can be ended in good order only if there is some connection to close.
+            self._db = sqlite3.connect(":memory:")
         return self._db
 
     def _prepare(self) -> None:
         self._do(f"PRAGMA synchronous = {self._synchronous}")
         # 32 MB: the inner pages of the indexes of some millions of jobs.
         self._do("PRAGMA cache_size = -32000")
-        if (mode := self._do("PRAGMA journal_mode = WAL").fetchone()[0]) != "wal":
+        if (mode := self._switched_to_wal()) != "wal":
             raise StoreError(f"{self._path} stays in journal mode {mode}: WAL needs a local file system")
+        here = f"{self._path} (tables {self._prefix}*)"
         # The write lock is also the test whether the file can be written at all.
         with self._transaction():
-            self._prepare_schema()
-
-    def _prepare_schema(self) -> None:
-        here = f"{self._path} (tables {self._prefix}*)"
-        if self._do(_TABLE).fetchone() is None:
-            if not self._create_schema:
-                raise SchemaError(f"{here} has no schema: open it once with create_schema=True")
-            for statement in _CREATE:
-                self._do(statement)
-            self._many(_SET_META, [("schema", _SCHEMA_VERSION), ("fence", 0)])
-        found = self._do(_META, ("schema",)).fetchone()[0]
+            if self._do(_TABLE).fetchone() is None:
+                if not self._create_schema:
+                    raise SchemaError(f"{here} has no schema: open it once with create_schema=True")
+                for statement in _CREATE:
+                    self._do(statement)
+                self._many(_SET_META, [("schema", _SCHEMA_VERSION), ("fence", 0)])
+            found = self._do(_META, ("schema",)).fetchone()[0]
         if found != _SCHEMA_VERSION:
-            remedy = "upgrade asyncsched, or use another file"
-            raise SchemaError(f"{here} has schema version {found}, this code {_SCHEMA_VERSION}: {remedy}")
+            raise SchemaError(
+                f"{here} has schema {found}, this code knows {_SCHEMA_VERSION}: upgrade asyncsched"
+            )
+
+    def _switched_to_wal(self) -> str:
+        """The journal mode. Where several processes open a new file at once, SQLite refuses the switch without waiting."""
+        for tries_left in range(round(self._busy_timeout_s / 0.01), -1, -1):
+            try:
+                return str(self._do("PRAGMA journal_mode = WAL").fetchone()[0])
+            except sqlite3.OperationalError as error:
+                if _kind(error) != "BUSY" or not tries_left:
+                    raise
+                Event().wait(0.01)
+        raise AssertionError("unreachable")
 
     def _translated(self, error: Exception) -> StoreError:
         path, kind = self._path, _kind(error)
@@ -662,7 +657,6 @@ class _NotAllDone(Exception):
 class _Lane(NamedTuple):
     queue: str
     priority: int
-    #: Infinite if nothing is planned in it.
     earliest: float
 
 
@@ -681,17 +675,14 @@ def _pieces(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
 
 
 def _kind(error: Exception) -> str:
-    """The middle of SQLITE_IOERR_WRITE, say; nothing where the error is Python's own."""
+    """IOERR of SQLITE_IOERR_WRITE, say; nothing where the error is Python's own."""
     return str(getattr(error, "sqlite_errorname", "")).removeprefix("SQLITE_").partition("_")[0]
 
 
-# -- settings and URLs -------------------------------------------------------------------------------------------------
-
-_TRUTHS = {"true": True, "false": False}
 _KEYWORDS: dict[str, Callable[[str], object]] = {
     "synchronous": str,
     "busy_timeout": float,
-    "create_schema": lambda text: _TRUTHS[text.lower()],
+    "create_schema": lambda text: {"true": True, "false": False}[text.lower()],
     "table_prefix": str,
 }
 
@@ -704,9 +695,8 @@ def _refuse(wrong: bool, message: str) -> None:
 def _path_of(url: str) -> str:
     parts = urlsplit(url)
     forms = "write sqlite:///relative.db or sqlite:////absolute.db"
-    _refuse(parts.scheme != "sqlite", f"{url!r} is no SQLite URL: {forms}")
+    _refuse(parts.scheme != "sqlite" or bool(parts.fragment), f"{url!r} is no SQLite URL: {forms}, # as %23")
     _refuse(bool(parts.netloc), f"{url!r} names the host {parts.netloc!r}, and SQLite has none: {forms}")
-    _refuse(bool(parts.fragment), f"{url!r} has a bare #: write %23 for one in a file's name")
     return unquote(parts.path.removeprefix("/"))
 
 

@@ -26,7 +26,7 @@ class Passed(NamedTuple):
     more: bool = False
 
 
-class Trigger(msgspec.Struct, frozen=True, array_like=True):
+class Trigger(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The times at which a job is due, as a value. Made by :func:`once`, :func:`every`, :func:`cron` and :func:`manual`.
 
     Inside, instants are UTC seconds; ``next_after`` and ``preview`` speak in aware datetimes.

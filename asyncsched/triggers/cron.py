@@ -25,7 +25,7 @@ _MACROS = {
 }
 
 
-class Cron(Trigger, frozen=True, array_like=True, tag="cron"):
+class Cron(Trigger, frozen=True, array_like=True, gc=False, tag="cron"):
     """The fire times of a cron expression in a time zone."""
 
     expression: str

@@ -13,7 +13,7 @@ from asyncsched.units import Duration, parse_duration, to_instant, to_seconds
 __all__ = ["Every", "every"]
 
 
-class Every(Trigger, frozen=True, array_like=True, tag="every"):
+class Every(Trigger, frozen=True, array_like=True, gc=False, tag="every"):
     """Fire times at anchor + n * step. Whole microseconds, so that nothing drifts however many steps there are."""
 
     step_us: int

@@ -11,7 +11,7 @@ from asyncsched.units import Duration, to_datetime, to_instant, to_seconds
 __all__ = ["Manual", "Once", "manual", "once"]
 
 
-class Once(Trigger, frozen=True, array_like=True, tag="once"):
+class Once(Trigger, frozen=True, array_like=True, gc=False, tag="once"):
     """One fire time: an instant, or a delay that begins when the job is added."""
 
     at: float | None = None
@@ -43,7 +43,7 @@ class Once(Trigger, frozen=True, array_like=True, tag="once"):
         return "once" if self.at is None else f"once at {to_datetime(self.at).isoformat()}"
 
 
-class Manual(Trigger, frozen=True, array_like=True, tag="manual"):
+class Manual(Trigger, frozen=True, array_like=True, gc=False, tag="manual"):
     """Never fires by itself; the job stays and runs when it is told to."""
 
     def next(self, after: float) -> float | None:

@@ -1,0 +1,144 @@
+"""How a claim ends, in writing: settlements with their log entries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from asyncsched.codec import encode
+from asyncsched.contract import Entry, Record, Settlement
+from asyncsched.definition import Definition, RunForm, SpanForm
+from asyncsched.errors import SerializationError
+from asyncsched.execution import Execution, Host
+from asyncsched.plan import Span, Step, ended
+
+__all__ = ["Ledger"]
+
+#: What history keeps of a result, in bytes.
+_MAX_RESULT = 1 << 20
+_MAX_DETAIL = 2000
+
+
+class Ledger:
+    """Writes what a worker's claims came to."""
+
+    def __init__(self, host: Host, keeps_history: bool) -> None:
+        self._host = host
+        self._keeps_history = keeps_history
+
+    def of_run(self, execution: Execution) -> tuple[Settlement, Sequence[Span]]:
+        """The settlement of a run that has ended, and the fire times that it decides about."""
+        end, record = execution.end, execution.record
+        assert end is not None
+        try:
+            step = ended(execution.definition, execution.start, end)
+        except Exception as error:
+            self._host.logger.exception("job %r is quarantined: its trigger failed", record.id)
+            span = Span("quarantined", end.finished, end.finished, 1, False, _detail(error))
+            step = Step(execution.start.cursor, None, "quarantined", False, (*execution.start.spans, span))
+        entries = (self._run_entry(execution),) if self._keeps_history else ()
+        return self.of_step(record, step, end.finished, entries), step.spans
+
+    def of_step(self, record: Record, step: Step, now: float, entries: tuple[Entry, ...] = ()) -> Settlement:
+        """The settlement that carries out a step."""
+        if self._keeps_history and (step.spans or record.prior is not None):
+            entries += self._decisions(record, step.spans, now)
+        return Settlement(
+            record.id,
+            record.fence,
+            record.holder or "",
+            record.version,
+            b"" if step.delete else encode(step.cursor),
+            step.wake_at,
+            step.hold,
+            step.delete,
+            False,
+            entries,
+        )
+
+    def of_quarantine(self, record: Record, error: BaseException, now: float) -> Settlement:
+        """Keep the record as it is, out of the way, with the reason in its log."""
+        span = Span("quarantined", now, now, 1, False, _detail(error))
+        entries = self._decisions(record, (span,), now) if self._keeps_history else ()
+        return self._held_back(record, entries)
+
+    def of_poison(self, execution: Execution | None, refused: Settlement) -> Settlement:
+        """What is left of a settlement that the store refuses for good: no result, no traceback, and quarantine."""
+        cursor = refused.cursor if execution is None else execution.record.cursor
+        return Settlement(
+            refused.id, refused.fence, refused.holder, refused.version, cursor, None, "quarantined", False, False,
+        )  # fmt: skip
+
+    def of_hand_back(self, record: Record, wake_at: float) -> Settlement:
+        """As if it had not been claimed."""
+        return Settlement(
+            record.id, record.fence, record.holder or "", record.version, b"", wake_at, None, False, True,
+        )  # fmt: skip
+
+    def _held_back(self, record: Record, entries: tuple[Entry, ...]) -> Settlement:
+        return Settlement(
+            record.id,
+            record.fence,
+            record.holder or "",
+            record.version,
+            record.cursor,
+            None,
+            "quarantined",
+            False,
+            False,
+            entries,
+        )
+
+    def _run_entry(self, execution: Execution) -> Entry:
+        record, start, end = execution.record, execution.start, execution.end
+        assert end is not None
+        result = b"" if execution.result is None else self._stored_result(execution)
+        metadata = self._host.dump(execution.annotations, "annotate()") if execution.annotations else b""
+        form = RunForm(
+            end.outcome,
+            record.task,
+            start.due,
+            end.started,
+            end.finished,
+            start.attempt,
+            self._host.instance,
+            end.error,
+            execution.traceback,
+            result,
+            metadata,
+        )
+        return Entry(record.id, record.fence, "run", start.fire, end.finished, encode(form))
+
+    def _stored_result(self, execution: Execution) -> bytes:
+        """A result that cannot be stored does not make a run fail; history says what is missing."""
+        try:
+            result = self._host.dump(execution.result, "result")
+            if len(result) > _MAX_RESULT:
+                raise SerializationError(f"result: {len(result)} bytes are more than the {_MAX_RESULT} that history keeps")
+        except SerializationError as error:
+            execution.annotations = {**(execution.annotations or {}), "result_error": str(error)}
+            self._host.logger.warning("the result of job %r is not kept: %s", execution.record.id, error)
+            return b""
+        return result
+
+    def _decisions(self, record: Record, spans: Sequence[Span], now: float) -> tuple[Entry, ...]:
+        """Log entries of decisions, and of the claim before this one where it was lost."""
+        entries = [
+            Entry(
+                record.id,
+                record.fence,
+                span.reason,
+                span.first,
+                now,
+                encode(SpanForm(span.last, span.count, span.more, span.detail)),
+            )
+            for span in spans
+        ]
+        if record.prior is not None:
+            error = f"its lease ended without a settlement ({record.tries - 1} lost in a row)"
+            form = RunForm("lost", record.task, now, None, None, max(record.tries - 1, 1), "", error)
+            entries.append(Entry(record.id, record.prior, "lost", now, now, encode(form)))
+        return tuple(entries)
+
+
+def _detail(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:_MAX_DETAIL]

@@ -1,0 +1,66 @@
+"""The way to one store: what did not get through is repeated, and a store that is away is visible."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from asyncsched.clock import Clock
+from asyncsched.errors import StoreError, StoreUnavailable
+from asyncsched.events import Bus, StoreDegraded, StoreRecovered
+from asyncsched.model import Retry
+from asyncsched.units import to_datetime
+
+__all__ = ["Link"]
+
+T = TypeVar("T")
+
+
+class Link:
+    """The way to one store: repeats what did not get through, and makes its absence visible."""
+
+    def __init__(self, alias: str, clock: Clock, retry: Retry, bus: Bus, logger: logging.Logger) -> None:
+        self.alias = alias
+        self.is_degraded = False
+        self._clock = clock
+        self._retry = retry
+        self._bus = bus
+        self._logger = logger
+
+    async def persist(
+        self, call: Callable[[], Awaitable[T]], on_repeat: Callable[[], None] | None = None
+    ) -> T:
+        """Repeat *call* until the store answers; a permanent refusal is raised."""
+        failures = 0
+        while True:
+            try:
+                answer = await call()
+            except StoreUnavailable as error:
+                failures += 1
+                self.failed(error)
+                await self._clock.sleep(self._pause_s(failures))
+                if on_repeat is not None:
+                    on_repeat()
+                continue
+            if self.is_degraded:
+                self.recovered()
+            return answer
+
+    def failed(self, error: StoreError) -> None:
+        if not self.is_degraded:
+            self.is_degraded = True
+            self._logger.warning("store %r is degraded: %s", self.alias, error)
+            self._bus.emit(
+                StoreDegraded(at=to_datetime(self._clock.time()), store=self.alias, error=str(error))
+            )
+
+    def recovered(self) -> None:
+        if self.is_degraded:
+            self.is_degraded = False
+            self._logger.warning("store %r has recovered", self.alias)
+            self._bus.emit(StoreRecovered(at=to_datetime(self._clock.time()), store=self.alias))
+
+    def _pause_s(self, failures: int) -> float:
+        delay = self._retry.delay(failures)
+        return 10.0 if delay is None else delay.total_seconds()
