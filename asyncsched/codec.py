@@ -73,7 +73,9 @@ def _decode(decoder: msgspec.msgpack.Decoder[_Sealed[T]], blob: bytes) -> T:
         raise SerializationError(f"the stored data cannot be read: {error}") from error
     if sealed.format != FORMAT:
         _refuse_newer(blob)
-        raise SerializationError(f"the stored data is of format {sealed.format}, which no version of asyncsched writes")
+        raise SerializationError(
+            f"the stored data is of format {sealed.format}, which no version of asyncsched writes"
+        )
     return sealed.form
 
 

@@ -137,7 +137,8 @@ Settled = Literal["done", "already", "stale", "lost", "gone"]
 
 
 class Update(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """A new body for a record of the given version. The other fields are taken only while the record is unheld."""
+    """A new body for a record of the given version, and where it belongs. ``wake_at`` and ``hold`` are taken only while the
+    record is unheld: until then they are its holder's."""
 
     id: str
     version: int
@@ -148,7 +149,7 @@ class Update(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     hold: str | None
     #: Take the record from its holder, and make it due now.
     revoke: bool = False
-    #: Another task, written whether held or not; None: as it is.
+    #: Another task; None: as it is.
     task: str | None = None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict, TypeVar, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -17,12 +17,13 @@ from asyncsched.ids import check_id, check_name, new_id
 from asyncsched.model import Job, JobState, OnExhausted, Retry
 from asyncsched.plan import next_fire, synced, wake_of
 from asyncsched.registry import Call, Task
-from asyncsched.triggers import AnyTrigger, Once, Trigger, parse_trigger
+from asyncsched.triggers import AnyTrigger, Once, Trigger, manual, parse_trigger
 from asyncsched.units import Duration, to_datetime, to_seconds
 
 __all__ = ["Composer", "JobSpec", "PolicyArgs", "policies_from", "with_call"]
 
 TriggerLike = AnyTrigger | str
+T = TypeVar("T")
 
 
 class PolicyArgs(TypedDict, total=False):
@@ -253,19 +254,11 @@ class Composer:
             return None
         cursor = synced(old, decode_cursor(record.cursor))
         new = replace(old, updated_at=now, paused=False)
-        if record.hold == "failed" or (
-            record.hold == "paused" and next_fire(cursor) is None and not old.trigger.recurs
-        ):
-            new = replace(new, rev=record.version + 1, first=now)
-        elif old.paused and old.trigger.recurs and cursor.next is not None and cursor.next <= now:
-            passed = old.trigger.passed(cursor.next, now)
-            last = cursor.next if passed.last is None else passed.last
-            new = replace(
-                new,
-                rev=record.version + 1,
-                first=passed.next,
-                resumed=(cursor.next, last, passed.count + 1, passed.more),
-            )
+        if not old.trigger.recurs:
+            if next_fire(cursor) is None:
+                new = replace(new, rev=record.version + 1, first=now)
+        elif (old.paused or record.hold == "paused") and cursor.next is not None:
+            new = replace(new, rev=record.version + 1, **_resumed(old.trigger, cursor.next, now))
         return self._update(record, new, now, clear=True)
 
     def request(self, record: Record, now: float, *, force: bool) -> Update:
@@ -305,15 +298,15 @@ class Composer:
     # -- showing -------------------------------------------------------------------------------------------------------
 
     def job(self, record: Record, store: str, definition: Definition | None = None) -> Job:
-        """What a user sees of a record. Raises SerializationError where its body cannot be read."""
+        """What a user sees of a record; one that cannot be read shows why in its ``last_error``."""
         if definition is not None:
             return _fresh_job(self, record, store, definition)
-        definition = decode_definition(record.body)
-        cursor = synced(definition, decode_cursor(record.cursor))
         try:
-            args, kwargs = self.values(definition)
+            definition = decode_definition(record.body)
+            cursor = synced(definition, decode_cursor(record.cursor))
         except SerializationError as error:
-            args, kwargs = (f"<{error}>",), {}
+            return _unreadable_job(record, store, error)
+        args, kwargs = self._shown(self.values, definition, ((), {}))
         tally = cursor.tally
         return Job(
             id=record.id,
@@ -326,7 +319,7 @@ class Composer:
             queue=record.queue,
             priority=record.priority,
             tags=definition.tags,
-            metadata=self.metadata(definition),
+            metadata=self._shown(self.metadata, definition, {}),
             state=_state(record),
             next_fire_time=_at(_next_fire_time(record, definition, cursor)),
             last_run=_at(tally.last_run),
@@ -337,6 +330,13 @@ class Composer:
             updated_at=to_datetime(definition.updated_at),
             version=record.version,
         )
+
+    def _shown(self, read: Callable[[Definition], T], definition: Definition, otherwise: T) -> T:
+        """Values for the eye: what cannot be read here (its class is not loaded, say) is left out."""
+        try:
+            return read(definition)
+        except SerializationError:
+            return otherwise
 
 
 _EDITABLE = frozenset({"name", "args", "kwargs", "trigger", "queue", "priority", "tags", "metadata"})
@@ -360,6 +360,15 @@ def bound_trigger(trigger: TriggerLike | None, delay: Duration | None, now: floa
     return bound
 
 
+def _resumed(trigger: AnyTrigger, fire: float, now: float) -> dict[str, Any]:
+    """The first fire time after a rest that began before *fire*, and what passed in it."""
+    if fire > now:
+        return {"first": fire, "resumed": None}
+    passed = trigger.passed(fire, now)
+    last = fire if passed.last is None else passed.last
+    return {"first": passed.next, "resumed": (fire, last, passed.count + 1, passed.more)}
+
+
 def _fresh_job(composer: Composer, record: Record, store: str, definition: Definition) -> Job:
     """The job of a record that was just made: nothing has happened to it yet."""
     args, kwargs = composer.values(definition)
@@ -380,6 +389,24 @@ def _fresh_job(composer: Composer, record: Record, store: str, definition: Defin
         next_fire_time=None if record.wake_at is None else to_datetime(record.wake_at),
         created_at=created,
         updated_at=created,
+    )
+
+
+def _unreadable_job(record: Record, store: str, error: SerializationError) -> Job:
+    at = to_datetime(record.wake_at or 0.0)
+    return Job(
+        id=record.id,
+        name=record.task,
+        task=record.task,
+        trigger=manual(),
+        store=store,
+        queue=record.queue,
+        priority=record.priority,
+        state=_state(record),
+        last_error=f"cannot be read: {error}",
+        created_at=at,
+        updated_at=at,
+        version=record.version,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from asyncsched.codec import encode
 from asyncsched.contract import Entry, Record, Settlement
-from asyncsched.definition import Definition, RunForm, SpanForm
+from asyncsched.definition import RunForm, SpanForm
 from asyncsched.errors import SerializationError
 from asyncsched.execution import Execution, Host
 from asyncsched.plan import Span, Step, ended
@@ -47,7 +47,7 @@ class Ledger:
             record.fence,
             record.holder or "",
             record.version,
-            b"" if step.delete else encode(step.cursor),
+            encode(step.cursor),
             step.wake_at,
             step.hold,
             step.delete,
@@ -113,7 +113,9 @@ class Ledger:
         try:
             result = self._host.dump(execution.result, "result")
             if len(result) > _MAX_RESULT:
-                raise SerializationError(f"result: {len(result)} bytes are more than the {_MAX_RESULT} that history keeps")
+                raise SerializationError(
+                    f"result: {len(result)} bytes are more than the {_MAX_RESULT} that history keeps"
+                )
         except SerializationError as error:
             execution.annotations = {**(execution.annotations or {}), "result_error": str(error)}
             self._host.logger.warning("the result of job %r is not kept: %s", execution.record.id, error)

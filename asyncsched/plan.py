@@ -6,6 +6,7 @@ ones, never from jittered or finishing instants.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -118,6 +119,8 @@ def decide(
         request = next_request(definition, cursor)
         if request is not None:
             cursor = replace(cursor, request=request.no)
+            if cursor.over is not None and cursor.over[0] == "failed":
+                cursor = replace(cursor, over=None)
             if pending is None:
                 return Start(request.at, request.at, 1, request.no, cursor, spans)
             return Start(pending.fire, request.at, pending.failed + 1, pending.request, cursor, spans)
@@ -125,6 +128,8 @@ def decide(
         return Step(cursor, None, "paused", spans=spans)
     if hold == "failed":
         return Step(cursor, None, delete=True)
+    if cursor.over is not None:
+        return Step(cursor, cursor.over[1], cursor.over[0], spans=spans)
     horizon = now + ahead_s
     if pending is not None:
         if pending.due > horizon:
@@ -170,22 +175,27 @@ def _due(definition: Definition, cursor: Cursor, fire: float, now: float, spans:
 
 
 def ended(definition: Definition, start: Start, end: Ended) -> Step:
-    """What becomes of the record after a run."""
+    """What becomes of the record after a run.
+
+    The cursor of a step that deletes says that the job is over, for the case that it was updated meanwhile and stays.
+    """
     trigger = definition.trigger
+    recurs = trigger.recurs
     if (
         end.outcome == "succeeded"
-        and not trigger.recurs
+        and not recurs
         and not start.request
-        and not definition.requests
         and end.next_at is None
+        and not definition.requests
     ):
-        return Step(start.cursor, None, delete=True, spans=start.spans)
+        return Step(_done(definition.rev), None, None, True, start.spans)
     cursor = start.cursor
     next_, passed = _advanced(definition, start, end)
     spans = start.spans + passed
     pending = _pending(start, end)
     if end.next_at is not None and pending is None:
         next_ = end.next_at
+    rests = cursor.over is not None and cursor.over[0] == "paused"
     cursor = Cursor(
         cursor.rev,
         None if end.finish else next_,
@@ -193,17 +203,24 @@ def ended(definition: Definition, start: Start, end: Ended) -> Step:
         cursor.request,
         cursor.carried if end.carried is None else end.carried,
         _counted(cursor.tally, end, sum(span.count for span in spans)),
+        cursor.over if rests and not end.finish else None,
     )
-    failed_for_good = end.outcome in ("failed", "timed_out") and pending is None
-    if failed_for_good and trigger.recurs and end.on_exhausted != "keep":
+    is_out_of_attempts = end.outcome in ("failed", "timed_out") and pending is None
+    if is_out_of_attempts and recurs and end.on_exhausted != "keep":
         return _exhausted(cursor, end, spans)
-    requested = next_request(definition, cursor) is not None and not end.finish
-    if requested or next_fire(cursor) is not None or (_stays(definition) and not end.finish):
-        hold = "paused" if definition.paused else None
+    requested = bool(definition.requests) and next_request(definition, cursor) is not None and not end.finish
+    if requested or cursor.over or next_fire(cursor) is not None or (_stays(definition) and not end.finish):
+        hold = "paused" if definition.paused or cursor.over else None
         return Step(cursor, wake_of(definition, cursor, end.finished), hold, spans=spans)
-    if end.outcome == "succeeded" or end.finish or trigger.recurs:
+    if end.outcome == "succeeded" or end.finish or recurs:
         return Step(cursor, None, delete=True, spans=spans)
     return _exhausted(cursor, end, spans)
+
+
+@lru_cache(maxsize=64)
+def _done(rev: int) -> Cursor:
+    """The cursor of a one-shot that has succeeded at its first run."""
+    return Cursor(rev, tally=Tally(succeeded=1))
 
 
 def _pending(start: Start, end: Ended) -> Pending | None:
@@ -217,11 +234,11 @@ def _pending(start: Start, end: Ended) -> Pending | None:
 
 def _exhausted(cursor: Cursor, end: Ended, spans: tuple[Span, ...]) -> Step:
     if end.on_exhausted == "remove":
-        return Step(cursor, None, delete=True, spans=spans)
-    if end.on_exhausted == "pause":
-        return Step(cursor, None, "paused", spans=spans)
-    remove_at = None if end.keep_s is None else end.finished + end.keep_s
-    return Step(cursor, remove_at, "failed", spans=spans)
+        return Step(replace(cursor, next=None), None, delete=True, spans=spans)
+    hold, wake_at = "paused", None
+    if end.on_exhausted == "keep":
+        hold, wake_at = "failed", None if end.keep_s is None else end.finished + end.keep_s
+    return Step(replace(cursor, over=(hold, wake_at)), wake_at, hold, spans=spans)
 
 
 def _advanced(definition: Definition, start: Start, end: Ended) -> tuple[float | None, tuple[Span, ...]]:
@@ -246,7 +263,9 @@ def wake_of(definition: Definition, cursor: Cursor, now: float) -> float | None:
     cursor = synced(definition, cursor)
     if definition.requests and next_request(definition, cursor) is not None:
         return now
-    return None if definition.paused else next_fire(cursor)
+    if definition.paused:
+        return None
+    return next_fire(cursor) if cursor.over is None else cursor.over[1]
 
 
 def next_fire(cursor: Cursor) -> float | None:

@@ -614,20 +614,29 @@ class Scheduler:
         limit: int | None = None,
         after: Job | str | None = None,
     ) -> list[Job]:
-        """The jobs that match, by next fire time, those without one last. *limit* and *after* (the last job of the page
-        before) page through them; a job that runs now stands where its lease ends."""
+        """The jobs that match, by next fire time, those without one last, paused ones at the very end.
+
+        *limit* and *after* (the last job of the page before) page through them by wake time: there a job that runs now stands
+        where its lease ends, and a failed one where it will be removed.
+        """
         query = self._query(queue, task, tags, id_prefix, state, due_before)
-        found: list[Job] = []
-        for shelf in self._some_shelves(store):
-            behind = after.id if isinstance(after, Job) else after
+        shelves = self._some_shelves(store)
+        floor = None
+        if after is not None:
+            last = after if isinstance(after, Job) else None
+            _, floor = await self._find(last.id if last else cast(str, after), last.store if last else store)
+        found: list[tuple[Record, Job]] = []
+        for shelf in shelves:
             taken = 0
-            async for job in shelf.jobs(query, behind):
-                found.append(job)
+            async for pair in shelf.jobs(query, floor):
+                found.append(pair)
                 taken += 1
                 if taken == limit:
                     break
-        found.sort(key=_by_fire_time)
-        return found[:limit]
+        if limit is None and after is None:
+            return sorted((job for _, job in found), key=_by_fire_time)
+        found.sort(key=lambda pair: _by_wake_time(pair[0]))
+        return [job for _, job in found[:limit]]
 
     def running(self, job_id: str | None = None) -> list[Run]:
         """The runs that are under way in this instance, of one job or of all."""
@@ -654,8 +663,9 @@ class Scheduler:
         worker = self._workers.get(shelf.alias)
         while True:
             changed = asyncio.Event()
+            listener = _setter(changed, id)
             if worker is not None:
-                worker.on_settled.append(_setter(changed, id))
+                worker.on_settled.append(listener)
             try:
                 record = await shelf.find(id)
                 if record is None:
@@ -666,7 +676,7 @@ class Scheduler:
                 await self._wait(changed, over, id)
             finally:
                 if worker is not None:
-                    worker.on_settled.pop()
+                    worker.on_settled.remove(listener)
 
     async def _wait(self, changed: asyncio.Event, over: float | None, id: str) -> None:
         """Until *changed*, or it is time to look into the store again; raises TimeoutError at *over*."""
@@ -690,7 +700,7 @@ class Scheduler:
         self._check_running()
         times = []
         for shelf in self._shelves.values():
-            async for job in shelf.jobs(Query()):
+            async for _, job in shelf.jobs(Query()):
                 if job.next_fire_time is not None:
                     times.append(job.next_fire_time)
                     break
@@ -786,7 +796,7 @@ class Scheduler:
 
     async def _matching(self, store: str | None, filters: Mapping[str, Any]) -> list[Job]:
         query = self._query(**{**_NO_FILTERS, **_checked_filters(filters)})
-        return [job for shelf in self._some_shelves(store) async for job in shelf.jobs(query)]
+        return [job for shelf in self._some_shelves(store) async for _, job in shelf.jobs(query)]
 
     async def _each(
         self, act: Callable[..., Awaitable[object]], store: str | None, filters: Mapping[str, Any]
@@ -1199,6 +1209,10 @@ def _by_fire_time(job: Job) -> tuple[int, float, str]:
     if job.next_fire_time is None:
         return (2 if job.state == "paused" else 1, 0.0, job.id)
     return (0, job.next_fire_time.timestamp(), job.id)
+
+
+def _by_wake_time(record: Record) -> tuple[bool, float, str]:
+    return (record.wake_at is None, record.wake_at or 0.0, record.id)
 
 
 def _with_id(spec: JobSpec, id: str) -> JobSpec:

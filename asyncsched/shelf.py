@@ -147,15 +147,11 @@ class Shelf:
             store=self.alias,
         )
 
-    async def jobs(self, query: Query, after: str | None = None) -> AsyncIterator[Job]:
-        """Those that match, by wake time, those without one last; from behind the job *after* on."""
+    async def jobs(self, query: Query, after: Record | None = None) -> AsyncIterator[tuple[Record, Job]]:
+        """Those that match, by (wake time, id), those without a wake time last; from behind *after* on."""
         if query.due_before is not None:
             to_instant(query.due_before, "due_before")
-        last = None
-        if after is not None:
-            last = await self.find(after)
-            if last is None:
-                raise self.missing(after)
+        last = after
         where = query.filter()
         while True:
             floor = last
@@ -164,7 +160,7 @@ class Shelf:
                 if "#" not in record.id:
                     job = self.composer.job(record, self.alias)
                     if query.accepts(job):
-                        yield job
+                        yield record, job
             if len(page) < _PAGE:
                 return
             last = page[-1]

@@ -99,7 +99,9 @@ class Worker:
         self._lease_s = math.inf if lives_here else settings.lease_s
         self._keeper: Keeper | None = None
         if not lives_here:
-            self._keeper = Keeper(store, host.clock, self._lease_s, self.held, self._anchor, self._link.failed)
+            self._keeper = Keeper(
+                store, host.clock, self._lease_s, self.held, self._anchor, self._link.failed
+            )
         self._claims = 0
         self._empty = 0
         self._handed: dict[str, int] = {}
@@ -143,7 +145,9 @@ class Worker:
             await self._wait_until_idle(timeout_s)
         for execution in self._running():
             execution.cancel("shutdown")
-        await self._wait_until_idle(max((e.policy("cancel_grace", 5.0) for e in self._running()), default=0.0))
+        await self._wait_until_idle(
+            max((e.policy("cancel_grace", 5.0) for e in self._running()), default=0.0)
+        )
         abandoned = self._running()
         for execution in abandoned:
             execution.abandon()
@@ -302,7 +306,9 @@ class Worker:
         for record in claimed.records:
             self._take(record, claimed.now, trusted_until)
         if self._keeper is not None and claimed.records:
-            self._keeper.notice(at_once=asked_at != first_asked_at and asked_at - first_asked_at > self._lease_s / 4)
+            self._keeper.notice(
+                at_once=asked_at != first_asked_at and asked_at - first_asked_at > self._lease_s / 4
+            )
         return claimed
 
     def wake(self) -> None:
@@ -313,7 +319,11 @@ class Worker:
 
     def _on_hint(self, wake_at: float | None) -> None:
         """While a claim is on its way whatever comes counts; else only what comes before the planned wake."""
-        if wake_at is None or wake_at - self._settings.lookahead_s < self._planned_wake or self._planned_wake == _AT_ONCE:
+        if (
+            wake_at is None
+            or wake_at - self._settings.lookahead_s < self._planned_wake
+            or self._planned_wake == _AT_ONCE
+        ):
             self.wake()
 
     async def _sleep(self, until: float) -> None:
@@ -369,7 +379,9 @@ class Worker:
     def _refuse_crasher(self, record: Record, max_crashes: int | None) -> None:
         limit = max_crashes or self.host.defaults.get("max_crashes") or MAX_CRASHES
         if is_quarantined(record.tries, limit):
-            raise _Crashing(f"{record.tries - 1} claims in a row were lost: the job seems to kill its process")
+            raise _Crashing(
+                f"{record.tries - 1} claims in a row were lost: the job seems to kill its process"
+            )
 
     def _launch(self, execution: Execution) -> None:
         if execution.end is not None or execution.work is not None or execution.reason is not None:
@@ -396,7 +408,9 @@ class Worker:
         if times == 1:
             self.host.logger.warning("job %r is handed back: %s", record.id, reason)
         delay = _HAND_BACK.delay(times)
-        self._close(self._ledger.of_hand_back(record, self.now() + (30.0 if delay is None else delay.total_seconds())))
+        self._close(
+            self._ledger.of_hand_back(record, self.now() + (30.0 if delay is None else delay.total_seconds()))
+        )
         if self._bus.subscriptions:
             self._announcer.handed_back(record, reason)
 
@@ -474,7 +488,9 @@ class Worker:
         for item, settlement, answer in zip(items, settlements, answers, strict=True):
             self._settled(item, settlement, answer)
 
-    async def _bisect(self, items: Sequence[Item], settlements: Sequence[Settlement], error: StoreError) -> None:
+    async def _bisect(
+        self, items: Sequence[Item], settlements: Sequence[Settlement], error: StoreError
+    ) -> None:
         """The store refuses something in the batch for good: find it, and settle it without what it cannot take."""
         if len(items) > 1:
             half = len(items) // 2
@@ -482,12 +498,16 @@ class Worker:
             await self._settle(items[half:], settlements[half:])
             return
         item, refused = items[0], settlements[0]
-        self.host.logger.error("the end of job %r cannot be written (%s): it is quarantined", refused.id, error)
+        self.host.logger.error(
+            "the end of job %r cannot be written (%s): it is quarantined", refused.id, error
+        )
         bare = self._ledger.of_poison(item if isinstance(item, Execution) else None, refused)
         try:
             answers = await self._link.persist(lambda: self._store.settle([bare]))
         except StoreError:
-            self.host.logger.critical("job %r could not be settled at all; its lease will end by itself", refused.id)
+            self.host.logger.critical(
+                "job %r could not be settled at all; its lease will end by itself", refused.id
+            )
             answers = ["lost"]
         self._settled(item, bare, answers[0])
 
@@ -510,7 +530,9 @@ class Worker:
 
     def _settled_otherwise(self, settlement: Settlement, answer: Settled) -> None:
         if answer == "lost":
-            self.host.logger.warning("the end of %s@%s was refused: another holds it", settlement.id, settlement.fence)
+            self.host.logger.warning(
+                "the end of %s@%s was refused: another holds it", settlement.id, settlement.fence
+            )
         elif answer == "stale":
             self.wake()
 

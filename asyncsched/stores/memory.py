@@ -108,13 +108,15 @@ class MemoryStore:
         record = self._records.get(update.id)
         if record is None or record.version != update.version:
             return None
-        changed: dict[str, object] = {"body": update.body, "version": record.version + 1}
-        if update.task is not None:
-            changed["task"] = update.task
+        changed: dict[str, object] = {
+            "body": update.body,
+            "version": record.version + 1,
+            "queue": update.queue,
+            "priority": update.priority,
+            "task": record.task if update.task is None else update.task,
+        }
         if record.holder is None or update.revoke:
             changed |= {
-                "queue": update.queue,
-                "priority": update.priority,
                 "hold": update.hold,
                 "wake_at": self._now() if update.revoke else update.wake_at,
                 "holder": None,
@@ -122,10 +124,11 @@ class MemoryStore:
             }
         record = replace(record, **changed)
         self._records[record.id] = record
-        if record.holder is None and record.wake_at is not None:
+        if record.wake_at is not None and record.wake_at < math.inf:
             self._push(record.queue, record.priority, record.wake_at, record.id)
             self._shrink()
-            self._hint(record.wake_at)
+            if record.holder is None:
+                self._hint(record.wake_at)
         return record
 
     async def remove(self, ids: Sequence[str]) -> set[str]:

@@ -19,7 +19,7 @@ import math
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from copy import copy
 from functools import lru_cache, partial, wraps
 from heapq import merge
@@ -55,8 +55,6 @@ _PASSING = _NO_ACCESS | {"IOERR", "FULL", "NOMEM", "INTERRUPT", "PROTOCOL"}
 _SCHEMA_VERSION = 1
 #: A call of prune looks at so many log entries for crowded jobs, and the next call goes on behind them.
 _SWEEP = 10_000
-#: An expired named lease is forgotten after a day; its holder may still extend it until then.
-_FORGET_LEASE_S = 86_400.0
 #: Lists are bound in pieces of a power of two, so that few statements are ever prepared and no parameter limit is met.
 _PIECE = 256
 
@@ -77,10 +75,9 @@ _CREATE = (
         fire_at REAL NOT NULL, at REAL NOT NULL, body BLOB NOT NULL, UNIQUE (job_id, fence, kind, fire_at))""",
     "CREATE INDEX {p}runs_at ON {p}runs (at)",
     "CREATE INDEX {p}runs_job ON {p}runs (job_id, at)",
-    """CREATE TABLE {p}leases (key TEXT NOT NULL PRIMARY KEY, holder TEXT NOT NULL, fence INTEGER NOT NULL,
-        until REAL NOT NULL)""",
-    "CREATE INDEX {p}leases_until ON {p}leases (until)",
+    "CREATE TABLE {p}leases (key TEXT PRIMARY KEY, holder TEXT NOT NULL, fence INTEGER NOT NULL, until REAL NOT NULL)",
 )
+_USE_WAL = "PRAGMA journal_mode = WAL"
 _META = "SELECT value FROM {p}meta WHERE key = ?"
 _NEXT_FENCE = "UPDATE {p}meta SET value = value + 1 WHERE key = 'fence' RETURNING value"
 _SET_META = "REPLACE INTO {p}meta (key, value) VALUES (?, ?)"
@@ -91,8 +88,9 @@ _ADD = f"INSERT INTO {{p}}jobs ({_FIELDS}) VALUES {{list}} ON CONFLICT (id) DO N
 _GET = f"SELECT {_FIELDS} FROM {{p}}jobs WHERE id IN ({{list}})"
 _BIRTHS = "SELECT id, birth FROM {p}jobs WHERE id IN ({list})"
 _REMOVE = "DELETE FROM {p}jobs WHERE id IN ({list})"
-_UPDATE = """UPDATE {p}jobs SET body = ?, version = version + 1, task = coalesce(?, task) WHERE id = ? AND version = ?"""
-_UPDATE_UNHELD = """UPDATE {p}jobs SET queue = ?, priority = ?, hold = ?, wake_at = ?, holder = NULL, prior = NULL
+_UPDATE = """UPDATE {p}jobs SET body = ?, version = version + 1, queue = ?, priority = ?,
+    task = coalesce(?, task) WHERE id = ? AND version = ?"""
+_UPDATE_UNHELD = """UPDATE {p}jobs SET hold = ?, wake_at = ?, holder = NULL, prior = NULL
     WHERE id = ? AND (holder IS NULL OR ?)"""
 
 # A loose index scan: one probe for each lane of the queue, and one for its earliest record.
@@ -127,7 +125,6 @@ _PAGE = f"SELECT {_FIELDS} FROM {{p}}jobs WHERE {{source}} AND {{behind}} LIMIT 
 _LEASES = "SELECT key, holder, fence, until FROM {p}leases WHERE key IN ({list})"
 _SET_LEASE = "REPLACE INTO {p}leases (key, holder, fence, until) VALUES (?, ?, ?, ?)"
 _RELEASE = "DELETE FROM {p}leases WHERE key = ? AND holder = ? AND fence = ?"
-_FORGET = "DELETE FROM {p}leases WHERE key IN (SELECT key FROM {p}leases WHERE until < ? LIMIT ?)"
 
 _ENTRY = ", ".join(Entry.__struct_fields__)
 _LOG = f"INSERT INTO {{p}}runs ({_ENTRY}) VALUES {{list}} ON CONFLICT DO NOTHING"
@@ -180,8 +177,7 @@ class SQLiteStore:
         self._busy_timeout_s = busy_timeout
         self._create_schema = create_schema
         _refuse(self._path in ("", ":memory:"), "an SQLite store needs a file; for memory use memory://")
-        is_name = f"{table_prefix}x".isidentifier() and table_prefix.isascii()
-        _refuse(not is_name, f"table_prefix is no name: {table_prefix!r}")
+        _refuse(not f"{table_prefix}x".isidentifier(), f"table_prefix is no name: {table_prefix!r}")
         _refuse(self._synchronous not in ("NORMAL", "FULL"), f"not NORMAL or FULL: {synchronous!r}")
         _refuse(not 0 <= busy_timeout < math.inf, f"busy_timeout is not 0 or more seconds: {busy_timeout!r}")
         self._now: Callable[[], float] = host_time
@@ -202,13 +198,18 @@ class SQLiteStore:
     async def open(self, now: Callable[[], float] | None = None) -> None:
         if now is not None:
             self._now = now
-        if self._connection is None:
-            refusals: list[Exception] = []
-            connection = await aiosqlite.Connection(partial(self._connect, refusals), 64)
-            if refusals:
-                await connection.close()
-                raise refusals[0]
-            self._connection, self._loop = connection, asyncio.get_running_loop()
+        if self._connection is not None:
+            return
+        refused: list[sqlite3.Error] = []
+        self._connection = await aiosqlite.Connection(partial(self._connect, refused), 64)
+        self._loop = asyncio.get_running_loop()
+        self._is_ready = False
+        try:
+            await self._hop(partial(self._prepare, refused))
+        except BaseException:
+            await self.close()
+            raise
+        self._is_ready = True
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -250,10 +251,10 @@ class SQLiteStore:
     def update(self, update: contract.Update) -> Record | None:
         u = update
         with self._transaction():
-            if not self._do(_UPDATE, (u.body, u.task, u.id, u.version)).rowcount:
+            if not self._do(_UPDATE, (u.body, u.queue, u.priority, u.task, u.id, u.version)).rowcount:
                 return None
             wake_at = self._now() if u.revoke else u.wake_at
-            self._do(_UPDATE_UNHELD, (u.queue, u.priority, u.hold, wake_at, u.id, u.revoke))
+            self._do(_UPDATE_UNHELD, (u.hold, wake_at, u.id, u.revoke))
             [record] = (Record(*row) for row in self._select(_GET, [u.id]))
         if record.holder is None:
             self._hint([record.wake_at])
@@ -274,14 +275,13 @@ class SQLiteStore:
     ) -> Claimed:
         queues = tuple(dict.fromkeys(queues))
         now = self._now()
-        held = self._still_held(token, now)
         lanes = self._lanes(queues)
-        if len(held) >= limit or all(lane.earliest > now + ahead_s for lane in lanes):
+        if all(lane.earliest > now + ahead_s for lane in lanes):
             # Nothing to take: the write lock is left to others.
-            return Claimed(held, _earliest(lane.earliest for lane in lanes), now)
+            return Claimed(self._still_held(token, now), _earliest(lane.earliest for lane in lanes), now)
         with self._transaction():
             now = self._now()
-            taken = self._still_held(token, now) if held else []
+            taken = self._still_held(token, now)
             for lane in lanes:
                 if len(taken) < limit and lane.earliest <= now + ahead_s:
                     room = limit - len(taken)
@@ -337,7 +337,8 @@ class SQLiteStore:
             for key in keys:
                 lease = there.get(key)
                 if lease is None or lease.until <= now:
-                    lease = Lease(key, holder, self._next_fence(), now)
+                    [(fence,)] = self._do(_NEXT_FENCE)
+                    lease = Lease(key, holder, fence, now)
                 if lease.holder == holder:
                     taken[key] = there[key] = lease._replace(until=now + lease_s)
             self._many(_SET_LEASE, list(taken.values()))
@@ -388,10 +389,8 @@ class SQLiteStore:
     def prune(self, older_than_s: float | None, per_job: int | None, limit: int) -> int:
         pruned = 0
         with self._transaction():
-            now = self._now()
-            self._do(_FORGET, (now - _FORGET_LEASE_S, limit))
             if older_than_s is not None:
-                pruned = self._do(_PRUNE_OLD, (now - older_than_s, limit)).rowcount
+                pruned = self._do(_PRUNE_OLD, (self._now() - older_than_s, limit)).rowcount
             if per_job is not None:
                 pruned += self._prune_crowded(per_job, limit - pruned)
         return pruned
@@ -447,7 +446,6 @@ class SQLiteStore:
         return chain.from_iterable(self._each(text, items))
 
     def _change(self, text: str, items: Sequence[object], *head: object) -> int:
-        """Run *text* with *head* and the list of *items*; return how many rows it changed."""
         return sum(cursor.rowcount for cursor in self._each(text, items, *head))
 
     def _insert(self, text: str, items: Sequence[Record] | Sequence[Entry]) -> int:
@@ -458,10 +456,6 @@ class SQLiteStore:
             row = f"({','.join('?' * (len(values) // len(piece)))})"
             inserted += self._db.execute(self._sql(text, len(piece), row), values).rowcount
         return inserted
-
-    def _next_fence(self) -> int:
-        [(fence,)] = self._do(_NEXT_FENCE)
-        return int(fence)
 
     def _sources(self, where: Filter) -> list[_Source]:
         """The stretches of indexes, each in order by itself, that together hold what *where* asks for."""
@@ -482,12 +476,11 @@ class SQLiteStore:
     def _first(self, sources: list[_Source], limit: int, after: Record | None = None) -> list[Record]:
         """The first records behind *after* of all *sources* together; those that never wake come last."""
         found: list[Record] = []
-        never = after is not None and after.wake_at is None
-        if not never:
+        if after is None or after.wake_at is not None:
             start: _Row = (-math.inf, "") if after is None else (after.wake_at, after.id)
             found = self._merged(sources, "(wake_at, id) > (?, ?) ORDER BY wake_at, id", start, limit)
         if room := limit - len(found):
-            start = (after.id if after is not None and never else "",)
+            start = (after.id if after is not None and after.wake_at is None else "",)
             found += self._merged(sources, "wake_at IS NULL AND id > ? ORDER BY id", start, room)
         return found
 
@@ -519,7 +512,7 @@ class SQLiteStore:
         queue, priority, _ = lane
         if not (due := self._do(_DUE, (queue, priority, horizon, now, room)).fetchall()):
             return []
-        fence = self._next_fence()
+        [(fence,)] = self._do(_NEXT_FENCE)
         self._change(_TAKE, [row[0] for row in due], until, fence, token)
         # Positional, since this is the hottest line of the store: the order of Record's fields.
         return [
@@ -582,20 +575,18 @@ class SQLiteStore:
             self._swept = end or ""
         return pruned
 
-    def _connect(self, refusals: list[Exception]) -> sqlite3.Connection:
+    def _connect(self, refused: list[sqlite3.Error]) -> sqlite3.Connection:
         try:
             self._db = sqlite3.connect(self._path, timeout=self._busy_timeout_s, isolation_level=None)
-            with ExitStack() as on_failure:
-                on_failure.callback(self._db.close)
-                self._prepare()
-                on_failure.pop_all()
-        except Exception as error:
-            refusals.append(self._refused_open(error) if isinstance(error, sqlite3.Error) else error)
-            # The thread can be ended in good order only if there is some connection to close.
+        except sqlite3.Error as error:
+            refused.append(error)
+            # aiosqlite ends its thread in good order only if it was given some connection.
             self._db = sqlite3.connect(":memory:")
         return self._db
 
-    def _prepare(self) -> None:
+    def _prepare(self, refused: list[sqlite3.Error]) -> None:
+        if refused:
+            raise refused[0]
         self._do(f"PRAGMA synchronous = {self._synchronous}")
         # 32 MB: the inner pages of the indexes of some millions of jobs.
         self._do("PRAGMA cache_size = -32000")
@@ -618,36 +609,27 @@ class SQLiteStore:
 
     def _switched_to_wal(self) -> str:
         """The journal mode. Where several processes open a new file at once, SQLite refuses the switch without waiting."""
-        for tries_left in range(round(self._busy_timeout_s / 0.01), -1, -1):
+        for _ in range(round(100 * self._busy_timeout_s)):
             try:
-                return str(self._do("PRAGMA journal_mode = WAL").fetchone()[0])
+                return str(self._do(_USE_WAL).fetchone()[0])
             except sqlite3.OperationalError as error:
-                if _kind(error) != "BUSY" or not tries_left:
+                if _kind(error) != "BUSY":
                     raise
                 Event().wait(0.01)
-        raise AssertionError("unreachable")
+        return str(self._do(_USE_WAL).fetchone()[0])
 
     def _translated(self, error: Exception) -> StoreError:
         path, kind = self._path, _kind(error)
         if kind in ("BUSY", "LOCKED"):
             waited = f"{path} stayed locked by another writer for {self._busy_timeout_s:g} s ({error})"
             return StoreUnavailable(f"{waited}: look for a long transaction, or raise busy_timeout")
+        if kind in _NO_ACCESS and not self._is_ready:
+            return StoreError(f"cannot open {path} ({error}); {_remedy(path)}")
         if kind in _PASSING:
             return StoreUnavailable(f"{path} cannot be used at present: {error}")
         if kind in ("CORRUPT", "NOTADB"):
             return StoreError(f"{path} is damaged or no SQLite database ({error}): restore a backup")
         return StoreError(f"{path} refused the call: {error}")
-
-    def _refused_open(self, error: sqlite3.Error) -> StoreError:
-        if _kind(error) not in _NO_ACCESS:
-            return self._translated(error)
-        folder = os.path.dirname(os.path.abspath(self._path))
-        remedy = f"let this process read and write the file and its folder {folder}"
-        if not os.path.isdir(folder):
-            remedy = f"the folder {folder} does not exist: create it"
-        elif os.path.isdir(self._path):
-            remedy = "it is a folder: name a file in it"
-        return StoreError(f"cannot open {self._path} ({error}); {remedy}")
 
 
 class _NotAllDone(Exception):
@@ -672,6 +654,15 @@ def _pieces(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
         size = min(_PIECE, 1 << (left.bit_length() - 1))
         yield items[start : start + size]
         start += size
+
+
+def _remedy(path: str) -> str:
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        return f"the folder {folder} does not exist: create it"
+    if os.path.isdir(path):
+        return "it is a folder: name a file in it"
+    return f"let this process read and write the file and its folder {folder}"
 
 
 def _kind(error: Exception) -> str:

@@ -14,6 +14,8 @@ from asyncsched.units import to_datetime, to_instant
 
 __all__ = ["Cron", "cron"]
 
+#: From 1970 on; 29 February is found across 2100, and years are accepted up to 2099.
+_YEARS = 130
 _MACROS = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
@@ -38,14 +40,20 @@ class Cron(Trigger, frozen=True, array_like=True, gc=False, tag="cron"):
             after = self.start - 1e-6
         zone = _zone(self.tz)
         walk = _compiled(self.expression)
-        fire: float = walk.get_next(datetime, start_time=to_datetime(after).astimezone(zone)).timestamp()
+        try:
+            fire: float = walk.get_next(datetime, start_time=to_datetime(after).astimezone(zone)).timestamp()
+        except _croniter.CroniterBadDateError:
+            return None
         return fire if self.end is None or fire <= self.end else None
 
     def previous(self, until: float) -> float | None:
         if self.end is not None and until > self.end:
             until = self.end
         start = to_datetime(until + 1e-6).astimezone(_zone(self.tz))
-        fire: float = _compiled(self.expression).get_prev(datetime, start_time=start).timestamp()
+        try:
+            fire: float = _compiled(self.expression).get_prev(datetime, start_time=start).timestamp()
+        except _croniter.CroniterBadDateError:
+            return None
         return fire if self.start is None or fire >= self.start else None
 
     def __str__(self) -> str:
@@ -84,7 +92,7 @@ def _compiled(expression: str) -> _croniter.croniter:
             f"cron expression {expression!r} has {len(fields.split())} fields; 5, 6 or 7 are understood"
         )
     try:
-        compiled = _croniter.croniter(fields, 0.0, second_at_beginning=True)
+        compiled = _croniter.croniter(fields, 0.0, second_at_beginning=True, max_years_between_matches=_YEARS)
         compiled.get_next(float)
     except (_croniter.CroniterError, ValueError, KeyError) as error:
         raise CronError(f"bad cron expression {expression!r}: {error}") from error

@@ -270,16 +270,29 @@ class UpdateCases:
         claimed = await trial.claim()
         assert (claimed.records, claimed.next_wake_at) == ([], None)
 
-    async def test_an_update_of_a_held_record_changes_only_its_body(self, trial: Trial) -> None:
+    async def test_an_update_of_a_held_record_leaves_wake_at_and_hold_to_its_holder(
+        self, trial: Trial
+    ) -> None:
         held = await trial.held()
         update = replace(update_of(held, body=b"two"), queue="q", priority=1, wake_at=None, hold="paused")
-        assert await trial.store.update(update) == replace(held, body=b"two", version=2)
-        assert await trial.read("a") == replace(held, body=b"two", version=2)
+        expected = replace(held, body=b"two", queue="q", priority=1, version=2)
+        assert await trial.store.update(update) == expected
+        assert await trial.read("a") == expected
+
+    async def test_a_held_record_that_was_given_another_lane_is_settled_and_claimed_there(
+        self, trial: Trial
+    ) -> None:
+        held = await trial.held()
+        assert await trial.store.update(replace(update_of(held), queue="q", priority=1)) is not None
+        assert await trial.settle(settlement(held)) == "stale"
+        assert (await trial.claim()).records == []
+        claimed = await trial.claim(queues=["q"])
+        assert [(r.id, r.queue, r.priority) for r in claimed.records] == [("a", "q", 1)]
 
     async def test_a_record_whose_lease_has_expired_is_held_for_an_update_too(self, trial: Trial) -> None:
         held = await trial.held()
         trial.now += LONG_S
-        update = replace(update_of(held, body=b"two"), queue="q", wake_at=None, hold="paused")
+        update = replace(update_of(held, body=b"two"), wake_at=None, hold="paused")
         assert await trial.store.update(update) == replace(held, body=b"two", version=2)
 
     async def test_an_update_writes_another_task_held_or_not(self, trial: Trial) -> None:

@@ -282,7 +282,7 @@ class UpdateKeepsTheVersion(_Update):
         return replace(after, version=before.version)
 
 
-@caught_by("test_an_update_of_a_held_record_changes_only_its_body")
+@caught_by("test_an_update_of_a_held_record_leaves_wake_at_and_hold_to_its_holder")
 class UpdateMovesHeldRecords(_Update):
     """An update ends the lease that it finds."""
 
@@ -290,7 +290,7 @@ class UpdateMovesHeldRecords(_Update):
         return replace(after, wake_at=update.wake_at)
 
 
-@caught_by("test_an_update_of_a_held_record_changes_only_its_body")
+@caught_by("test_an_update_of_a_held_record_leaves_wake_at_and_hold_to_its_holder")
 class UpdateHoldsHeldRecords(_Update):
     """A hold is written although the record is held."""
 
@@ -304,9 +304,7 @@ class UpdateTakesExpiredForUnheld(_Update):
 
     def rewritten(self, before: Record, after: Record, update: Update) -> Record:
         expired = before.holder is not None and before.wake_at is not None and before.wake_at <= self._now()
-        return (
-            replace(after, wake_at=update.wake_at, hold=update.hold, queue=update.queue) if expired else after
-        )
+        return replace(after, wake_at=update.wake_at, hold=update.hold) if expired else after
 
 
 @caught_by("test_an_update_moves_an_unheld_record")

@@ -1,0 +1,5 @@
+"""``python -m asyncsched`` is ``asyncsched``."""
+
+from asyncsched.cli import main
+
+main()

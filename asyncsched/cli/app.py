@@ -1,0 +1,266 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, NoReturn
+from zoneinfo import ZoneInfo
+
+from asyncsched import (
+    AsyncSchedError,
+    Cron,
+    CronError,
+    DefinitionError,
+    Job,
+    MissingExtra,
+    Scheduler,
+    SchedulerStarted,
+    Trigger,
+    __version__,
+    cron,
+    parse_trigger,
+    store_from_url,
+)
+from asyncsched.clock import host_time
+from asyncsched.units import to_datetime
+
+try:
+    import typer
+
+    from asyncsched.cli.show import print_error, print_jobs, print_json, print_note, print_times
+except ImportError as error:
+    raise MissingExtra('the command line needs typer and rich: pip install "asyncsched[cli]"') from error
+
+from asyncsched.cli.reference import check_file, load_scheduler
+
+__all__ = ["app", "serve"]
+
+app = typer.Typer(
+    name="asyncsched",
+    help="Run a scheduler, look into a store, preview fire times.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class State(StrEnum):
+    """The states of a job, as choices."""
+
+    scheduled = "scheduled"
+    running = "running"
+    paused = "paused"
+    failed = "failed"
+    quarantined = "quarantined"
+
+
+class Level(StrEnum):
+    """How much is logged."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
+
+
+def serve(args: Sequence[str] | None) -> NoReturn:
+    """Run the command that *args* name; what asyncsched refuses is printed as one line."""
+    try:
+        app(args=None if args is None else list(args), prog_name="asyncsched")
+    except AsyncSchedError as error:
+        print_error(str(error))
+        raise SystemExit(1) from None
+    raise SystemExit(0)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"asyncsched {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Run a scheduler, look into a store, preview fire times."""
+
+
+# -- run -------------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    reference: Annotated[
+        str,
+        typer.Argument(metavar="MODULE:SCHEDULER", help="Such as app:scheduler for app.py in this folder."),
+    ],
+    drain: Annotated[
+        float, typer.Option(min=0, help="Seconds that runs may take to end after SIGINT or SIGTERM.")
+    ] = 30.0,
+    log_level: Annotated[
+        Level, typer.Option(help="Logged from here on, unless the module sets logging up.")
+    ] = Level.info,
+) -> None:
+    """Run a scheduler until SIGINT or SIGTERM, then let its runs end; a second signal ends the wait."""
+    scheduler = load_scheduler(reference)
+    logging.basicConfig(
+        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+
+    def say(event: SchedulerStarted) -> None:
+        started()
+        scheduler.logger.info("%s runs as %s; SIGINT (Ctrl-C) or SIGTERM stops it", reference, event.instance)
+
+    started = scheduler.on(SchedulerStarted, say)
+    asyncio.run(scheduler.run(drain))
+    scheduler.logger.info("%s has stopped", reference)
+
+
+# -- jobs ------------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def jobs(
+    store: Annotated[str, typer.Option(metavar="URL", help="Such as sqlite:///jobs.db.")],
+    queue: Annotated[str | None, typer.Option(help="Of this queue only.")] = None,
+    task: Annotated[str | None, typer.Option(help="Of the task with this name only.")] = None,
+    state: Annotated[State | None, typer.Option(help="In this state only.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="So many at most.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Show the jobs of a store by next fire time, paused and failed ones last. Nothing is run or changed."""
+    found = asyncio.run(_read_jobs(store, queue, task, state, limit + 1))
+    shown = found[:limit]
+    if as_json:
+        print_json([_form_of(job) for job in shown])
+    else:
+        print_jobs(shown, to_datetime(host_time()))
+    if len(found) > limit:
+        print_note(f"there are more than these {limit}; --limit shows more")
+    elif not found:
+        print_note("no job matches")
+
+
+async def _read_jobs(
+    url: str, queue: str | None, task: str | None, state: State | None, limit: int
+) -> list[Job]:
+    check_file(url)
+    store = store_from_url(url)
+    if not store.capabilities.shared:
+        raise DefinitionError(
+            f"{url} lives and dies with the process that made it, so there is nothing to show; name a shared store"
+        )
+    async with Scheduler(store, queues=(), history=False) as client:
+        # The cast to a plain choice: a StrEnum member is its value.
+        return await client.get_jobs(
+            queue=queue, task=task, state=None if state is None else state.value, limit=limit
+        )
+
+
+def _form_of(job: Job) -> dict[str, object]:
+    """What is shown of a job as JSON. Arguments and metadata are left out: they may be secret."""
+    return {
+        "id": job.id,
+        "name": job.name,
+        "task": job.task,
+        "trigger": str(job.trigger),
+        "state": job.state,
+        "queue": job.queue,
+        "priority": job.priority,
+        "tags": list(job.tags),
+        "next_fire_time": _iso(job.next_fire_time),
+        "last_run": _iso(job.last_run),
+        "last_success": _iso(job.last_success),
+        "last_error": job.last_error,
+        "consecutive_failures": job.consecutive_failures,
+        "created_at": _iso(job.created_at),
+        "updated_at": _iso(job.updated_at),
+        "version": job.version,
+    }
+
+
+def _iso(instant: datetime | None) -> str | None:
+    return None if instant is None else instant.isoformat()
+
+
+# -- next ------------------------------------------------------------------------------------------------------------------
+
+
+@app.command("next")
+def next_(
+    expression: Annotated[
+        str,
+        typer.Argument(
+            metavar="EXPR",
+            help="A cron expression, a macro such as @daily, or an interval such as '@every 5m'.",
+        ),
+    ],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="So many.")] = 5,
+    tz: Annotated[str, typer.Option(metavar="ZONE", help="The time zone, such as Europe/Berlin.")] = "UTC",
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="ISO", help="After this instant, in ZONE unless it says; else now."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the coming fire times of an expression."""
+    zone = _zone(tz)
+    begin = _instant(start, zone)
+    times = [
+        fire.astimezone(zone)
+        for fire in _trigger(expression, tz).bind(begin.timestamp()).preview(count, begin)
+    ]
+    if as_json:
+        print_json([fire.isoformat() for fire in times])
+    else:
+        print_times(times, begin)
+    if len(times) < count:
+        print_note("there are no further ones" if times else f"{expression!r} never fires by itself")
+
+
+def _trigger(expression: str, tz: str) -> Trigger:
+    trigger = parse_trigger(expression)
+    return cron(trigger.expression, tz=tz) if isinstance(trigger, Cron) else trigger
+
+
+def _zone(name: str) -> ZoneInfo:
+    """The zone; the same refusal as a trigger's, for intervals too."""
+    try:
+        return ZoneInfo(cron("@daily", tz=name).tz)
+    except CronError as error:
+        raise DefinitionError(f"--tz: {error}") from None
+
+
+def _instant(text: str | None, zone: ZoneInfo) -> datetime:
+    if text is None:
+        return to_datetime(float(int(host_time())))
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        raise DefinitionError(
+            f"--from: {text!r} is no ISO 8601 instant; write it like 2026-03-29T00:00 or 2026-03-29T00:00+01:00"
+        ) from None
+    return instant if instant.tzinfo is not None else instant.replace(tzinfo=zone)
+
+
+# -- demo ------------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo() -> None:
+    """See it at work: about 15 seconds of jobs in a temporary SQLite store, with a worker process that is killed."""
+    from asyncsched.cli.demo import run_demo
+
+    raise typer.Exit(asyncio.run(run_demo()))

@@ -1,0 +1,124 @@
+"""How things look: tables on a terminal, plain lines elsewhere, JSON where it is asked for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from asyncsched import Job
+
+__all__ = [
+    "distance",
+    "one_line",
+    "print_error",
+    "print_jobs",
+    "print_json",
+    "print_note",
+    "print_table",
+    "print_times",
+]
+
+_STATE_STYLES = {"running": "cyan", "paused": "yellow", "failed": "red", "quarantined": "bold red"}
+_JOB_COLUMNS = ("id", "task", "trigger", "state", "next fire time (UTC)", "last run (UTC)", "last error")
+
+
+def one_line(text: str) -> str:
+    """*text* on one line, and without anything that a terminal would obey."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def print_error(message: str) -> None:
+    """One line on stderr, in red where that shows."""
+    line = Text("asyncsched: ", style="bold red").append(one_line(message), style="default not bold")
+    Console(stderr=True).print(line, soft_wrap=True)
+
+
+def print_note(message: str) -> None:
+    """One line on stderr, beside the answer."""
+    Console(stderr=True).print(Text(one_line(message), style="dim"), soft_wrap=True)
+
+
+def print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def print_jobs(jobs: Sequence[Job], now: datetime) -> None:
+    """One row for each job; *now* is what distances are measured from."""
+    if jobs:
+        print_table(_JOB_COLUMNS, [_job_row(job, now) for job in jobs], Console())
+
+
+def print_times(times: Iterable[datetime], start: datetime) -> None:
+    """One line for each instant: the instant, its weekday, and how far it is from *start*."""
+    for instant in times:
+        print(f"{_shown(instant)}  {instant:%a}  in {distance(instant - start)}")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Text]], console: Console) -> None:
+    """A table that fits a terminal; elsewhere plain columns, two spaces apart, that are never cut."""
+    if not console.is_terminal:
+        _print_plain(columns, rows)
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold" if number == 0 else "ellipsis", no_wrap=number > 0)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def distance(span: timedelta) -> str:
+    """A span in its two largest units: 3 d 4 h, 5 min, 2.5 s."""
+    seconds = abs(span.total_seconds())
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    parts = []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, seconds = divmod(seconds, size)
+        if count:
+            parts.append(f"{count:.0f} {unit}")
+        if parts and (len(parts) == 2 or not count):
+            break
+    return " ".join(parts)
+
+
+def _job_row(job: Job, now: datetime) -> list[Text]:
+    return [
+        Text(one_line(job.id)),
+        Text(one_line(job.task)),
+        Text(one_line(str(job.trigger))),
+        Text(job.state, style=_STATE_STYLES.get(job.state, "")),
+        Text(_planned(job.next_fire_time, now)),
+        Text("-" if job.last_run is None else _shown(job.last_run.astimezone(UTC))[:19]),
+        Text(
+            "-" if job.last_error is None else one_line(job.last_error), style="red" if job.last_error else ""
+        ),
+    ]
+
+
+def _planned(instant: datetime | None, now: datetime) -> str:
+    if instant is None:
+        return "-"
+    away = instant - now
+    relation = f"in {distance(away)}" if away > timedelta(0) else f"due for {distance(away)}"
+    return f"{_shown(instant.astimezone(UTC))[:19]} ({relation})"
+
+
+def _shown(instant: datetime) -> str:
+    """ISO 8601 with a space; milliseconds only where there are any."""
+    return instant.isoformat(sep=" ", timespec="milliseconds" if instant.microsecond else "seconds")
+
+
+def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
+    lines = [list(columns), *([cell.plain for cell in row] for row in rows)]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
