@@ -170,7 +170,8 @@ class Execution(msgspec.Struct, eq=False):
         if not self.definition.args:
             return (), {}
         args, kwargs = self.host.load(self.definition.args)
-        return self.task.signature.fit(tuple(args), kwargs)
+        fitted: tuple[tuple[Any, ...], Mapping[str, Any]] = self.task.signature.fit(tuple(args), kwargs)
+        return fitted
 
     async def _through(self, depth: int) -> Any:
         if depth == len(self.host.middleware):

@@ -66,7 +66,6 @@ _NO_POLICIES = Policies()
 _DURATIONS = ("timeout", "cancel_grace", "abandon_after")
 _SPEC_FIELDS = frozenset(JobSpec.__struct_fields__) - {"task", "args", "kwargs", "policies"}
 _POLICY_NAMES = frozenset(PolicyArgs.__annotations__)
-_BIRTHS = int.from_bytes(os.urandom(6), "big")
 
 
 def policies_from(given: Mapping[str, Any]) -> Policies:
@@ -102,7 +101,8 @@ class Composer:
     def __init__(self, dump: Callable[[Any, str], bytes], load: Callable[[bytes], Any]) -> None:
         self._dump = dump
         self._load = load
-        self._births = _BIRTHS
+        # Of its own, so that two schedulers of one process never take each other's adds for their own lost ones.
+        self._births = int.from_bytes(os.urandom(8), "big")
 
     def record(self, spec: JobSpec, task: Task[..., Any], now: float) -> tuple[Record, Definition]:
         """The record of a new job; everything about it is checked here, before anything is written."""
@@ -306,7 +306,8 @@ class Composer:
             cursor = synced(definition, decode_cursor(record.cursor))
         except SerializationError as error:
             return _unreadable_job(record, store, error)
-        args, kwargs = self._shown(self.values, definition, ((), {}))
+        nothing: tuple[tuple[Any, ...], Mapping[str, Any]] = ((), {})
+        args, kwargs = self._shown(self.values, definition, nothing)
         tally = cursor.tally
         return Job(
             id=record.id,
@@ -356,8 +357,7 @@ def bound_trigger(trigger: TriggerLike | None, delay: Duration | None, now: floa
         raise DefinitionError(
             f"a trigger is made by once(), every(), cron() or manual(), or is a string such as '@every 5m'; not {trigger!r}"
         )
-    bound: AnyTrigger = trigger.bind(now)
-    return bound
+    return cast(AnyTrigger, trigger.bind(now))
 
 
 def _resumed(trigger: AnyTrigger, fire: float, now: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ ones, never from jittered or finishing instants.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -34,7 +34,7 @@ __all__ = [
 MAX_CRASHES = 5
 
 
-class Span(NamedTuple):
+class Span(msgspec.Struct, frozen=True, gc=False):
     """Fire times that do not run, and why."""
 
     reason: str

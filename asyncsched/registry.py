@@ -155,15 +155,7 @@ def task_name(function: Callable[..., Any]) -> str:
 
 def check_lasting(function: Callable[..., Any], store: str) -> None:
     """Refuse what has no name by which another process could find it again."""
-    problem = None
-    if isinstance(function, functools.partial):
-        problem = "a partial"
-    elif inspect.ismethod(function):
-        problem = "a bound method"
-    elif getattr(function, "__name__", None) == "<lambda>":
-        problem = "a lambda"
-    elif "<locals>" in getattr(function, "__qualname__", "<locals>"):
-        problem = "a local function"
+    problem = _why_fleeting(function)
     if problem is not None:
         raise TransientJobError(
             f"{task_name(function)} is {problem}, and the store {store!r} outlives this process: define a function at module "
@@ -171,6 +163,19 @@ def check_lasting(function: Callable[..., Any], store: str) -> None:
             store=store,
             task=task_name(function),
         )
+
+
+def _why_fleeting(function: Callable[..., Any]) -> str | None:
+    """What kind of function it is, if one that only this process can find."""
+    if isinstance(function, functools.partial):
+        return "a partial"
+    if not isinstance(getattr(function, "__self__", None), types.ModuleType | None):
+        return "a bound method"
+    if getattr(function, "__name__", None) == "<lambda>":
+        return "a lambda"
+    if "<locals>" in getattr(function, "__qualname__", "<locals>"):
+        return "a local function"
+    return None
 
 
 def _identity(function: Any) -> Any:
@@ -182,9 +187,7 @@ def is_async(function: Callable[..., Any]) -> bool:
     """Whether calling *function* gives an awaitable."""
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)
-    )
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def _executor_of(function: Callable[..., Any], executor: Executor | None) -> Executor:
@@ -199,6 +202,10 @@ def _executor_of(function: Callable[..., Any], executor: Executor | None) -> Exe
     if executor == "async":
         raise DefinitionError(
             f"{task_name(function)} is not a coroutine function: write 'async def', or choose executor='thread' or 'process'"
+        )
+    if executor == "process" and (problem := _why_fleeting(function)) is not None:
+        raise DefinitionError(
+            f"{task_name(function)} is {problem}, which a worker process cannot find again: define a function at module level"
         )
     return executor or "thread"
 
@@ -303,7 +310,7 @@ def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotations that say something, by parameter; those that cannot be resolved say nothing."""
     while isinstance(function, functools.partial):
         function = function.func
-    target = function if inspect.isroutine(function) else getattr(function, "__call__", function)
+    target = function if inspect.isroutine(function) else getattr(type(function), "__call__", function)
     try:
         hints = typing.get_type_hints(target)
     except Exception:

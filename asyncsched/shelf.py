@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
+from itertools import pairwise
 from typing import Literal, TypeVar
 
 import msgspec
@@ -28,6 +29,7 @@ OnConflict = Literal["error", "replace", "keep"]
 Composed = tuple[Record, Definition]
 
 _PAGE = 500
+_REMOVE_BATCH = 5000
 _TRIES = 3
 _RACES = 50
 
@@ -78,7 +80,6 @@ class Shelf:
         if not composed:
             return []
         records = [record for record, _ in composed]
-        _refuse_twins(records)
         taken = await self._repeat(lambda: self.store.add(records))
         answers: list[Job | ConflictingIdError] = []
         for record, definition in composed:
@@ -91,6 +92,16 @@ class Shelf:
             else:
                 answers.append(await self._replaced(record, definition))
         return answers
+
+    def refuse_twins(self, records: Sequence[Record]) -> None:
+        """Raise DefinitionError where two records of one call have the same id."""
+        if len(records) < 2 or len({record.id for record in records}) == len(records):
+            return
+        ids = sorted(record.id for record in records)
+        twin = next(id for id, after in pairwise(ids) if id == after)
+        raise DefinitionError(
+            f"the id {twin!r} stands twice in one add_jobs() call", job_id=twin, store=self.alias
+        )
 
     async def taken(self, ids: Sequence[str]) -> set[str]:
         """Which of these ids are stored already."""
@@ -192,10 +203,14 @@ class Shelf:
             return None
 
     async def remove(self, ids: Sequence[str]) -> set[str]:
-        """Remove; the ids that were found. A try whose reply was lost counts for the next one."""
-        there = await self.taken(ids)
-        found = await self._repeat(lambda: self.store.remove(ids))
-        return found | there
+        """Remove; the ids that were found."""
+        found: set[str] = set()
+        for start in range(0, len(ids), _REMOVE_BATCH):
+            batch = ids[start : start + _REMOVE_BATCH]
+            there = await self.taken(batch)
+            await self._repeat(lambda batch=batch: self.store.remove(batch))  # type: ignore[misc]
+            found |= there
+        return found
 
     def _race(self, id: str) -> ConflictError:
         return ConflictError(
@@ -212,15 +227,3 @@ class Shelf:
             except StoreUnavailable:
                 continue
         return await call()
-
-
-def _refuse_twins(records: Sequence[Record]) -> None:
-    if len(records) < 2:
-        return
-    seen: set[str] = set()
-    for record in records:
-        if record.id in seen:
-            raise DefinitionError(
-                f"the id {record.id!r} stands twice in one add_jobs() call", job_id=record.id
-            )
-        seen.add(record.id)

@@ -135,7 +135,7 @@ def _tagged_object(value: Any, kind: type, path: str, depth: int) -> Any:
     return _ext(_OBJECT, [name, {key: _tagged(item, f"{path}.{key}", depth) for key, item in fields.items()}])
 
 
-def _fields_of(value: Any, kind: type) -> dict[str, Any] | None:
+def _fields_of(value: Any, kind: Any) -> dict[str, Any] | None:
     if dataclasses.is_dataclass(kind):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(kind) if f.init}
     if isinstance(value, msgspec.Struct):
@@ -159,6 +159,10 @@ def _restored_object(name: str, payload: Any) -> Any:
         raise SerializationError(
             f"{name} is not loaded here; import {module_name} where the scheduler is made"
         )
+    return _constructed(kind, name, payload)
+
+
+def _constructed(kind: Any, name: str, payload: Any) -> Any:
     if issubclass(kind, enum.Enum):
         return kind(payload)
     if dataclasses.is_dataclass(kind) or issubclass(kind, msgspec.Struct):

@@ -360,7 +360,7 @@ class Worker:
         except Exception as error:
             self._quarantine(record, error)
             return
-        if type(step) is not Start:
+        if not isinstance(step, Start):
             if step.spans and self._bus.subscriptions:
                 self._announcer.skipped(record, definition, step.spans)
             self._close(self._ledger.of_step(record, step, now))

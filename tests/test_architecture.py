@@ -29,11 +29,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("definition",),
     ("plan", "codec", "events", "stores"),
     ("registry",),
-    ("execution", "keeper", "pool"),
-    ("worker", "locks", "history", "monitor"),
+    ("execution", "pool"),
+    ("keeper", "ledger", "announce", "link", "slots", "lifespans", "jobs"),
+    ("worker", "shelf", "locks", "history", "monitor"),
+    ("engine",),
+    ("intake", "desk"),
     ("scheduler", "runner"),
     ("",),  # The public names.
-    ("cli", "dashboard", "integrations", "testing", "tasks", "__main__"),
+    ("cli", "dashboard", "integrations", "testing", "tasks"),
+    ("__main__",),
 )
 
 #: The stores, each a room of its own on the floor of ``stores``, with the packages of its own client.

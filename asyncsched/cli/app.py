@@ -27,6 +27,7 @@ from asyncsched import (
     store_from_url,
 )
 from asyncsched.clock import host_time
+from asyncsched.model import JobState
 from asyncsched.units import to_datetime
 
 try:
@@ -146,7 +147,7 @@ def jobs(
     if as_json:
         print_json([_form_of(job) for job in shown])
     else:
-        print_jobs(shown, to_datetime(host_time()))
+        print_jobs(shown)
     if len(found) > limit:
         print_note(f"there are more than these {limit}; --limit shows more")
     elif not found:
@@ -163,10 +164,11 @@ async def _read_jobs(
             f"{url} lives and dies with the process that made it, so there is nothing to show; name a shared store"
         )
     async with Scheduler(store, queues=(), history=False) as client:
-        # The cast to a plain choice: a StrEnum member is its value.
-        return await client.get_jobs(
-            queue=queue, task=task, state=None if state is None else state.value, limit=limit
-        )
+        return await client.get_jobs(queue=queue, task=task, state=_state(state), limit=limit)
+
+
+def _state(choice: State | None) -> JobState | None:
+    return None if choice is None else choice.value
 
 
 def _form_of(job: Job) -> dict[str, object]:

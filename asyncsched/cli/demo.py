@@ -82,7 +82,7 @@ class Stage:
         self.console.print(line, soft_wrap=True)
 
     def show_upcoming(self, jobs: list[Job]) -> None:
-        due = [job for job in jobs if job.next_fire_time is not None][:_UPCOMING]
+        due = [job for job in jobs if job.state == "scheduled" and job.next_fire_time is not None][:_UPCOMING]
         now = to_datetime(host_time())
         if self.live is not None:
             self.live.update(_panel(due, self.elapsed_s))
@@ -117,9 +117,18 @@ async def _play(scheduler: Scheduler, stage: Stage, path: str) -> None:
             scenes = [_at_hand(scheduler, stage), _crash(scheduler, stage, path)]
             await asyncio.gather(*scenes, asyncio.sleep(_LENGTH_S))
             progress.cancel()
+            await _rest(scheduler)
         if live is not None:
             live.update(Text(""))
         stage.live = None
+
+
+async def _rest(scheduler: Scheduler) -> None:
+    """Claim nothing more, and let what is under way end and be written."""
+    await scheduler.pause()
+    async with asyncio.timeout(_PATIENCE_S):
+        for run in scheduler.running():
+            await scheduler.wait_job(run.job_id)
 
 
 # -- the jobs --------------------------------------------------------------------------------------------------------------
@@ -189,15 +198,21 @@ async def _at_hand(scheduler: Scheduler, stage: Stage) -> None:
 async def _crash(scheduler: Scheduler, stage: Stage, path: str) -> None:
     """A worker takes a job and is killed in the midst of it; another one has it when the lease ends."""
     scheduler.register(build_report, TASK)
+    await asyncio.sleep(2.5)
     async with _worker(path, "worker-1", stage) as first:
         await scheduler.add_job(TASK, id=_REPORT, args=["Ada"], queue=QUEUE, name="report (in a worker)")
         await _wait_for(scheduler, "running")
         await asyncio.sleep(1.2)
         first.kill()
         await first.wait()
+        killed_at = stage.elapsed_s
         stage.say("demo", "killed", f"worker-1 with SIGKILL in mid-job; its lease ends within {LEASE_S:g} s")
     async with _worker(path, "worker-2", stage):
         await _wait_for(scheduler, None)
+        later_s = stage.elapsed_s - killed_at
+        stage.say(
+            "demo", "recovered", f"{_REPORT}: worker-2 has made it, {later_s:.1f} s after worker-1 died"
+        )
 
 
 @contextlib.asynccontextmanager
@@ -305,7 +320,7 @@ async def _show_history(scheduler: Scheduler, stage: Stage) -> bool:
     runs = await scheduler.history.runs(limit=500)
     decisions = await scheduler.history.decisions(limit=500)
     stage.console.print(f"\nThe history: {len(runs)} runs, the oldest first", soft_wrap=True)
-    columns = ("finished (UTC)", "job", "outcome", "attempt", "fence", "took", "by", "result or error")
+    columns = ("at (UTC)", "job", "outcome", "attempt", "fence", "by", "result or error")
     print_table(columns, [_run_row(run) for run in reversed(runs)], stage.console)
     stage.console.print("Why other fire times did not run")
     rows = [_decision_row(decision) for decision in reversed(decisions)]
@@ -317,20 +332,19 @@ async def _show_history(scheduler: Scheduler, stage: Stage) -> bool:
         if is_recovered
         else f"was NOT recovered: {outcomes}"
     )
-    stage.console.print(f"{stage.retries} attempts were retried; {_REPORT} {verdict}.", soft_wrap=True)
+    stage.console.print(f"{stage.retries} attempts were retried; {_REPORT} {verdict}.")
     return is_recovered
 
 
 def _run_row(run: Run) -> list[Text]:
     style = _OUTCOME_STYLES.get(run.outcome or "", "")
-    finished = "-" if run.finished_at is None else f"{run.finished_at:%H:%M:%S.%f}"[:12]
+    finished = "-" if run.finished_at is None else f"{run.finished_at:%H:%M:%S}"
     return [
         Text(finished),
         Text(_short(run.job_id)),
         Text(run.outcome or "-", style=style),
         Text(str(run.attempt)),
         Text(str(run.fence)),
-        Text("-" if run.duration is None else f"{run.duration:.2f} s"),
         Text(run.instance or "-"),
         Text(one_line(str(run.error or run.result or "-")), style=style if run.error else ""),
     ]

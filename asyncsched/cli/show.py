@@ -26,6 +26,10 @@ __all__ = [
 ]
 
 _STATE_STYLES = {"running": "cyan", "paused": "yellow", "failed": "red", "quarantined": "bold red"}
+#: No column is made narrower than this, unless it needs less.
+_NARROW = 10
+#: Of an error's text so many characters are shown.
+_MAX_ERROR = 300
 _JOB_COLUMNS = ("id", "task", "trigger", "state", "next fire time (UTC)", "last run (UTC)", "last error")
 
 
@@ -50,10 +54,10 @@ def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def print_jobs(jobs: Sequence[Job], now: datetime) -> None:
-    """One row for each job; *now* is what distances are measured from."""
+def print_jobs(jobs: Sequence[Job]) -> None:
+    """One row for each job."""
     if jobs:
-        print_table(_JOB_COLUMNS, [_job_row(job, now) for job in jobs], Console())
+        print_table(_JOB_COLUMNS, [_job_row(job) for job in jobs], Console())
 
 
 def print_times(times: Iterable[datetime], start: datetime) -> None:
@@ -63,13 +67,14 @@ def print_times(times: Iterable[datetime], start: datetime) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Text]], console: Console) -> None:
-    """A table that fits a terminal; elsewhere plain columns, two spaces apart, that are never cut."""
+    """A table whose wide columns fold where a terminal is narrow; elsewhere plain columns, two spaces apart, never cut."""
     if not console.is_terminal:
         _print_plain(columns, rows)
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, overflow="fold" if number == 0 else "ellipsis", no_wrap=number > 0)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for at, column in enumerate(columns):
+        longest = max(len(row[at]) for row in rows) if rows else 0
+        table.add_column(column, overflow="fold", min_width=min(longest, _NARROW))
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -90,26 +95,21 @@ def distance(span: timedelta) -> str:
     return " ".join(parts)
 
 
-def _job_row(job: Job, now: datetime) -> list[Text]:
+def _job_row(job: Job) -> list[Text]:
+    error = one_line(job.last_error or "")[:_MAX_ERROR]
     return [
         Text(one_line(job.id)),
         Text(one_line(job.task)),
         Text(one_line(str(job.trigger))),
         Text(job.state, style=_STATE_STYLES.get(job.state, "")),
-        Text(_planned(job.next_fire_time, now)),
-        Text("-" if job.last_run is None else _shown(job.last_run.astimezone(UTC))[:19]),
-        Text(
-            "-" if job.last_error is None else one_line(job.last_error), style="red" if job.last_error else ""
-        ),
+        _utc(job.next_fire_time),
+        _utc(job.last_run),
+        Text(error or "-", style="red" if error else ""),
     ]
 
 
-def _planned(instant: datetime | None, now: datetime) -> str:
-    if instant is None:
-        return "-"
-    away = instant - now
-    relation = f"in {distance(away)}" if away > timedelta(0) else f"due for {distance(away)}"
-    return f"{_shown(instant.astimezone(UTC))[:19]} ({relation})"
+def _utc(instant: datetime | None) -> Text:
+    return Text("-" if instant is None else f"{instant.astimezone(UTC):%Y-%m-%d %H:%M:%S}")
 
 
 def _shown(instant: datetime) -> str:

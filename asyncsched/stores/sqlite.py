@@ -125,7 +125,6 @@ _PAGE = f"SELECT {_FIELDS} FROM {{p}}jobs WHERE {{source}} AND {{behind}} LIMIT 
 _LEASES = "SELECT key, holder, fence, until FROM {p}leases WHERE key IN ({list})"
 _SET_LEASE = "REPLACE INTO {p}leases (key, holder, fence, until) VALUES (?, ?, ?, ?)"
 _RELEASE = "DELETE FROM {p}leases WHERE key = ? AND holder = ? AND fence = ?"
-
 _ENTRY = ", ".join(Entry.__struct_fields__)
 _LOG = f"INSERT INTO {{p}}runs ({_ENTRY}) VALUES {{list}} ON CONFLICT DO NOTHING"
 _RUNS = f"""SELECT {_ENTRY} FROM {{p}}runs WHERE {{where}}
@@ -273,7 +272,6 @@ class SQLiteStore:
     def claim(
         self, queues: Sequence[str], token: str, limit: int, lease_s: float, ahead_s: float = 0.0
     ) -> Claimed:
-        queues = tuple(dict.fromkeys(queues))
         now = self._now()
         lanes = self._lanes(queues)
         if all(lane.earliest > now + ahead_s for lane in lanes):
@@ -382,8 +380,8 @@ class SQLiteStore:
         if before is not None:
             where.append("at <= ? AND (at, job_id, fence, kind, fire_at) < (?, ?, ?, ?, ?)")
             values += (before.at, before.at, before.job_id, before.fence, before.kind, before.fire_at)
-        text = _RUNS.replace("{where}", " AND ".join(where))
-        return [Entry(*row) for row in self._do(text, [*values, limit])]
+        rows = self._do(_RUNS.replace("{where}", " AND ".join(where)), [*values, limit])
+        return [Entry(*row) for row in rows]
 
     @_in_thread
     def prune(self, older_than_s: float | None, per_job: int | None, limit: int) -> int:
@@ -474,7 +472,7 @@ class SQLiteStore:
         return [(lead + filters, (*of, *values.values())) for lead, of in leads]
 
     def _first(self, sources: list[_Source], limit: int, after: Record | None = None) -> list[Record]:
-        """The first records behind *after* of all *sources* together; those that never wake come last."""
+        """The first records behind *after* of all *sources* together, read lazily; those that never wake come last."""
         found: list[Record] = []
         if after is None or after.wake_at is not None:
             start: _Row = (-math.inf, "") if after is None else (after.wake_at, after.id)
@@ -485,7 +483,6 @@ class SQLiteStore:
         return found
 
     def _merged(self, sources: list[_Source], behind: str, start: _Row, limit: int) -> list[Record]:
-        """Of each source, only what is needed is read."""
         text = _PAGE.replace("{behind}", behind)
         cursors = [self._do(text.replace("{source}", of), (*values, *start, limit)) for of, values in sources]
         streams = [(Record(*row) for row in cursor) for cursor in cursors]
@@ -577,7 +574,7 @@ class SQLiteStore:
 
     def _connect(self, refused: list[sqlite3.Error]) -> sqlite3.Connection:
         try:
-            self._db = sqlite3.connect(self._path, timeout=self._busy_timeout_s, isolation_level=None)
+            self._db = sqlite3.connect(self._path, timeout=0.0, isolation_level=None)
         except sqlite3.Error as error:
             refused.append(error)
             # aiosqlite ends its thread in good order only if it was given some connection.
@@ -587,11 +584,12 @@ class SQLiteStore:
     def _prepare(self, refused: list[sqlite3.Error]) -> None:
         if refused:
             raise refused[0]
+        if (mode := self._switched_to_wal()) != "wal":
+            raise StoreError(f"{self._path} stays in journal mode {mode}: WAL needs a local file system")
+        self._do(f"PRAGMA busy_timeout = {round(1000 * self._busy_timeout_s)}")
         self._do(f"PRAGMA synchronous = {self._synchronous}")
         # 32 MB: the inner pages of the indexes of some millions of jobs.
         self._do("PRAGMA cache_size = -32000")
-        if (mode := self._switched_to_wal()) != "wal":
-            raise StoreError(f"{self._path} stays in journal mode {mode}: WAL needs a local file system")
         here = f"{self._path} (tables {self._prefix}*)"
         # The write lock is also the test whether the file can be written at all.
         with self._transaction():
@@ -603,9 +601,7 @@ class SQLiteStore:
                 self._many(_SET_META, [("schema", _SCHEMA_VERSION), ("fence", 0)])
             found = self._do(_META, ("schema",)).fetchone()[0]
         if found != _SCHEMA_VERSION:
-            raise SchemaError(
-                f"{here} has schema {found}, this code knows {_SCHEMA_VERSION}: upgrade asyncsched"
-            )
+            raise SchemaError(f"{here} has schema {found}, this code {_SCHEMA_VERSION}: upgrade asyncsched")
 
     def _switched_to_wal(self) -> str:
         """The journal mode. Where several processes open a new file at once, SQLite refuses the switch without waiting."""

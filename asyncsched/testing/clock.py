@@ -31,6 +31,11 @@ class _ManualTimer:
             self._clock.sleepers -= 1
 
 
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 class ManualClock:
     """Time for tests: ``await clock.advance(60)`` lets everything happen that one minute brings, in order, at once.
 
@@ -75,7 +80,7 @@ class ManualClock:
             await asyncio.sleep(0)
             return
         over = asyncio.get_running_loop().create_future()
-        timer = self.call_at(self.monotonic() + delay_s, lambda: over.done() or over.set_result(None))
+        timer = self.call_at(self.monotonic() + delay_s, lambda: _resolve(over))
         try:
             await over
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import NamedTuple
 
 import msgspec
 
@@ -16,7 +15,7 @@ __all__ = ["Passed", "Trigger"]
 COUNT_LIMIT = 1000
 
 
-class Passed(NamedTuple):
+class Passed(msgspec.Struct, frozen=True, gc=False):
     """The fire times of a span: how many, the last of them, and the first after the span (None: there is none)."""
 
     count: int

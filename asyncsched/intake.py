@@ -1,0 +1,125 @@
+"""How jobs come in: from what a user wrote, checked as a whole, to the shelf that keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from msgspec.structs import replace
+
+from asyncsched.engine import Engine
+from asyncsched.errors import AsyncSchedError, DefinitionError
+from asyncsched.events import JobAdded
+from asyncsched.jobs import JobSpec, with_call
+from asyncsched.model import Job
+from asyncsched.registry import AnyTask, Task, check_lasting, task_name
+from asyncsched.shelf import Composed, OnConflict, Shelf
+
+__all__ = ["Errors", "Intake"]
+
+Errors = Literal["raise", "return"]
+
+_BATCH = 5000
+
+
+class Intake:
+    """Resolves, composes and adds."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        #: Jobs that the code declares; at each start the stored ones are made to look like these.
+        self.declared: list[JobSpec] = []
+
+    async def add(
+        self, specs: Sequence[JobSpec], on_conflict: OnConflict, errors: Errors
+    ) -> list[Job | AsyncSchedError]:
+        """Check all, then write; in the answer each job, or with errors="return" what is wrong with it, has its place."""
+        engine = self._engine
+        engine.check_running()
+        if on_conflict not in ("error", "replace", "keep"):
+            raise DefinitionError(f'on_conflict must be "error", "replace" or "keep", not {on_conflict!r}')
+        answers: dict[int, Job | AsyncSchedError] = {}
+        composed: dict[str, list[tuple[int, Composed]]] = {}
+        for at, given in enumerate(specs):
+            try:
+                spec, task = self.resolve(given)
+                pair = engine.composer.record(spec, task, engine.shelf(spec.store).now())
+            except AsyncSchedError as error:
+                if errors == "raise":
+                    raise
+                answers[at] = error
+                continue
+            composed.setdefault(spec.store, []).append((at, pair))
+            if spec.run_on_start:
+                self.declared.append(replace(spec, id=pair[0].id))
+        for alias, pairs in composed.items():
+            await self._add_to(engine.shelves[alias], pairs, on_conflict, errors, answers)
+        return [answers[at] for at in range(len(specs))]
+
+    async def _add_to(
+        self,
+        shelf: Shelf,
+        pairs: list[tuple[int, Composed]],
+        on_conflict: OnConflict,
+        errors: Errors,
+        answers: dict[int, Job | AsyncSchedError],
+    ) -> None:
+        shelf.refuse_twins([record for _, (record, _) in pairs])
+        if on_conflict == "error" and errors == "raise" and len(pairs) > 1:
+            taken = await shelf.taken([record.id for _, (record, _) in pairs])
+            if taken:
+                raise shelf.conflict(min(taken))
+        for start in range(0, len(pairs), _BATCH):
+            batch = pairs[start : start + _BATCH]
+            added = await shelf.add([pair for _, pair in batch], on_conflict)
+            for (at, _), answer in zip(batch, added, strict=True):
+                if isinstance(answer, Job):
+                    self._engine.emit_job(JobAdded, answer)
+                elif errors == "raise":
+                    raise answer
+                answers[at] = answer
+
+    def resolve(self, spec: JobSpec) -> tuple[JobSpec, AnyTask]:
+        """The spec with its call unfolded, and its task, registered."""
+        spec = with_call(spec)
+        given, registry = spec.task, self._engine.registry
+        if isinstance(given, Task):
+            if registry.tasks.get(given.name) is not given:
+                registry.add(given)
+            return spec, given
+        if isinstance(given, str):
+            return spec, registry.find(given)
+        if not callable(given):
+            raise DefinitionError(
+                f"a job's task is a task, a bound call, a registered name or a function, not {given!r}"
+            )
+        task = registry.of_function(given)
+        if task is None:
+            capabilities = self._engine.store(spec.store).capabilities
+            if capabilities.durable or capabilities.shared:
+                check_lasting(given, spec.store)
+            task = Task(given, self._free_name(task_name(given)))
+            registry.add(task)
+        return spec, task
+
+    def _free_name(self, name: str) -> str:
+        """In a store that lives in this process lambdas and local functions may share a name: they are numbered."""
+        free, n = name, 1
+        while "<" in name and free in self._engine.registry.tasks:
+            n += 1
+            free = f"{name}~{n}"
+        return free
+
+    async def declare(self, specs: Sequence[JobSpec]) -> None:
+        """Make stored jobs look like their declarations, and ask for the runs that they want at start."""
+        for given in specs:
+            spec, task = self.resolve(given)
+            shelf = self._engine.shelf(spec.store)
+            pair = self._engine.composer.record(spec, task, shelf.now())
+            [job] = await shelf.add([pair], "merge")
+            if spec.run_on_start and isinstance(job, Job) and job.state != "paused":
+                await self._run_on_start(shelf, job.id)
+
+    async def _run_on_start(self, shelf: Shelf, id: str) -> None:
+        compose = self._engine.composer.request
+        await shelf.change(id, lambda record: compose(record, shelf.now(), force=False))
