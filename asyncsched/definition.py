@@ -117,7 +117,8 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True, gc=False):
     #: Encoded; what the last run carried over.
     carried: bytes = b""
     tally: Tally = Tally()
-    #: The hold that policy put it on, and its wake time: a one-shot out of attempts, or a job that is to rest after that.
+    #: The hold that policy put it on, and its wake time: a one-shot out of attempts, or a job that is to rest after that;
+    #: ``done`` in its place: it has finished, and is to go though an update kept it.
     over: tuple[str, float | None] | None = None
 
 

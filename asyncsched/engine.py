@@ -25,6 +25,7 @@ from asyncsched.errors import (
     JobLookupError,
     NotRunning,
     SerializationError,
+    StoreError,
     StoreUnavailable,
     UnknownStoreError,
     WrongLoopError,
@@ -43,6 +44,7 @@ from asyncsched.ids import check_name
 from asyncsched.jobs import Composer, policies_from
 from asyncsched.lifespans import Lifespans
 from asyncsched.model import Job, Retention, Retry
+from asyncsched.processes import ProcessPool
 from asyncsched.registry import AnyTask, Registry
 from asyncsched.shelf import Shelf
 from asyncsched.slots import Slots
@@ -58,6 +60,8 @@ Stores = str | JobStore | Mapping[str, str | JobStore]
 
 _PRUNE_BATCH = 500
 _FLUSH_S = 5.0
+#: A stop whose caller was cancelled has so long for all that it must do.
+_STOP_S = 30.0
 _DATA = DataSerializer()
 
 
@@ -127,6 +131,7 @@ class Engine:
         self._clock_is_given = clock is not None
         self._slots = Slots(options.concurrency, options.queues)
         self._lifespans = Lifespans()
+        self._processes = ProcessPool(options.concurrency)
         self._host = self._make_host()
         self._work: dict[str, list[asyncio.Task[None]]] = {}
         self._errands: set[asyncio.Task[None]] = set()
@@ -181,7 +186,7 @@ class Engine:
             await asyncio.shield(self._stopper)
         except asyncio.CancelledError:
             self.cut_drain()
-            await asyncio.wait([self._stopper], timeout=_FLUSH_S + 10.0)
+            await _outlast(self._stopper)
             raise
 
     def cut_drain(self) -> None:
@@ -220,6 +225,7 @@ class Engine:
                 await store.close()
         self.shelves.clear()
         await self.bus.stop(1.0)
+        await self._processes.close()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._threads = None
@@ -307,8 +313,11 @@ class Engine:
         more = False
         while True:
             await self.clock.sleep(0.0 if more else every * random.uniform(0.9, 1.1))
-            with contextlib.suppress(StoreUnavailable):
+            try:
                 more = await store.prune(age, retention.per_job, _PRUNE_BATCH) >= _PRUNE_BATCH
+            except StoreError as error:
+                more = False
+                self.logger.warning("the history could not be pruned, and will be later: %s", error)
 
     async def set_paused(self, on: bool, store: str | None, queue: str | None, everywhere: bool) -> None:
         """Pause or resume this instance, one store's worker, or a queue, here or for all."""
@@ -418,14 +427,25 @@ class Engine:
 
     def dump(self, value: Any, path: str) -> bytes:
         """Encode with this scheduler's serializer, whose tag goes in front."""
-        return self._serializer.tag + self._serializer.dumps(value, path)
+        try:
+            return self._serializer.tag + self._serializer.dumps(value, path)
+        except SerializationError:
+            raise
+        except Exception as error:
+            raise SerializationError(f"{path}: cannot be stored: {type(error).__name__}: {error}") from error
 
     def load(self, data: bytes) -> Any:
         """Decode what any scheduler with this serializer, or with the default one, has encoded."""
-        if data[:1] == self._serializer.tag:
-            return self._serializer.loads(data[1:])
-        if data[:1] == _DATA.tag:
-            return _DATA.loads(data[1:])
+        known = [serializer for serializer in (self._serializer, _DATA) if serializer.tag == data[:1]]
+        try:
+            if known:
+                return known[0].loads(data[1:])
+        except SerializationError:
+            raise
+        except Exception as error:
+            raise SerializationError(
+                f"stored data cannot be read: {type(error).__name__}: {error}"
+            ) from error
         raise SerializationError(
             f"stored with a serializer of the tag {data[:1]!r}, and this scheduler has {self._serializer.tag!r}: "
             f"give it the serializer that wrote the data"
@@ -442,6 +462,7 @@ class Engine:
             defaults=self.options.defaults,
             enter=self._enter_task,
             threads=self._thread_pool,
+            processes=self._processes,
             scheduler=self._facade,
             keep_s=cast("float | None", self.options.retention.age),
         )
@@ -454,6 +475,16 @@ class Engine:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.options.concurrency, thread_name_prefix="asyncsched")
         return self._threads
+
+
+async def _outlast(task: asyncio.Task[None]) -> None:
+    """Wait for *task*, bounded, however often the waiting is cancelled: it must not be left half done."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.call_later(_STOP_S, task.cancel)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
+    deadline.cancel()
 
 
 def _stores_from(given: Stores) -> Mapping[str, str | JobStore]:

@@ -13,9 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
-import anyio.to_process
 import msgspec
 
 from asyncsched.clock import Clock, Timer
@@ -29,6 +28,8 @@ from asyncsched.registry import Task
 from asyncsched.units import to_datetime, to_instant
 
 __all__ = ["CurrentRun", "Execution", "Host", "Middleware", "current_run"]
+
+T = TypeVar("T")
 
 #: Why a run is being cancelled.
 Reason = Literal["timeout", "shutdown", "lost", "cancel"]
@@ -60,9 +61,18 @@ class Host:
     #: Enters the task's lifespan unless that was done.
     enter: Callable[[Task[..., Any]], Awaitable[None]]
     threads: Callable[[], ThreadPoolExecutor]
+    processes: Processes
     scheduler: Any
     #: How long a failed one-shot is kept, in seconds.
     keep_s: float | None
+
+
+class Processes(Protocol):
+    """Where tasks of the executor "process" run."""
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Call *function* in a process of its own, which is killed if this is cancelled."""
+        ...
 
 
 _current: contextvars.ContextVar[Execution] = contextvars.ContextVar("asyncsched_run")
@@ -191,7 +201,7 @@ class Execution(msgspec.Struct, eq=False):
             return await self._in_thread(functools.partial(task.function, *args, **kwargs))
         function = _inner(task.function)
         reference = (function.__module__, function.__qualname__)
-        return await anyio.to_process.run_sync(_in_process, reference, args, dict(kwargs), cancellable=True)
+        return await self.host.processes.run(_in_process, reference, args, dict(kwargs))
 
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
         """A thread cannot be cancelled: it is asked to (``current_run().cancelled``) and waited for until abandoned."""
@@ -213,10 +223,14 @@ class Execution(msgspec.Struct, eq=False):
             return
         self.reason = reason
         self._drop_timer()
-        if self.work is None:
+        if not self.started:
+            # A task that has not taken its first step would be cancelled before it could say so.
+            if self.work is not None:
+                self.work.cancel()
             self.started = self.owner.now()
             self._finish_cancelled()
             return
+        assert self.work is not None
         self.work.cancel()
         grace = self._grace_s()
         if grace is not None:

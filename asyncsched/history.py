@@ -42,7 +42,7 @@ class History:
             last: Entry | None = None
             while entries := await self._entries(job_id, _RUN_KINDS, _PAGE, last):
                 for entry in entries:
-                    if entry.fence == int(fence):
+                    if str(entry.fence) == fence:
                         return self._run(entry)
                 last = entries[-1]
         raise RunLookupError(

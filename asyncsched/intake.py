@@ -40,10 +40,12 @@ class Intake:
             raise DefinitionError(f'on_conflict must be "error", "replace" or "keep", not {on_conflict!r}')
         answers: dict[int, Job | AsyncSchedError] = {}
         composed: dict[str, list[tuple[int, Composed]]] = {}
+        given_ids: set[tuple[str, str]] = set()
         for at, given in enumerate(specs):
             try:
                 spec, task = self.resolve(given)
                 pair = engine.composer.record(spec, task, engine.shelf(spec.store).now())
+                _refuse_twin(pair[0].id, spec.store, given_ids)
             except AsyncSchedError as error:
                 if errors == "raise":
                     raise
@@ -64,7 +66,6 @@ class Intake:
         errors: Errors,
         answers: dict[int, Job | AsyncSchedError],
     ) -> None:
-        shelf.refuse_twins([record for _, (record, _) in pairs])
         if on_conflict == "error" and errors == "raise" and len(pairs) > 1:
             taken = await shelf.taken([record.id for _, (record, _) in pairs])
             if taken:
@@ -123,3 +124,10 @@ class Intake:
     async def _run_on_start(self, shelf: Shelf, id: str) -> None:
         compose = self._engine.composer.request
         await shelf.change(id, lambda record: compose(record, shelf.now(), force=False))
+
+
+def _refuse_twin(id: str, store: str, seen: set[tuple[str, str]]) -> None:
+    """Raise DefinitionError where an id stands twice in one call."""
+    if (store, id) in seen:
+        raise DefinitionError(f"the id {id!r} stands twice in one add_jobs() call", job_id=id, store=store)
+    seen.add((store, id))

@@ -63,6 +63,8 @@ class JobSpec(msgspec.Struct, frozen=True):
 
 
 _NO_POLICIES = Policies()
+#: What paths to arguments begin with until it is known whether they are positional.
+_ROOT = "arguments"
 _DURATIONS = ("timeout", "cancel_grace", "abandon_after")
 _SPEC_FIELDS = frozenset(JobSpec.__struct_fields__) - {"task", "args", "kwargs", "policies"}
 _POLICY_NAMES = frozenset(PolicyArgs.__annotations__)
@@ -112,7 +114,11 @@ class Composer:
             raise DefinitionError(
                 f"priority must be a whole number from 0 to 9, not {spec.priority!r}", job_id=id
             )
-        definition = self._definition(spec, task, now)
+        try:
+            definition = self._definition(spec, task, now)
+        except DefinitionError as error:
+            error.job_id, error.store, error.task = error.job_id or spec.id, spec.store, task.name
+            raise
         wake_at = None if definition.paused else definition.first
         hold = "paused" if definition.paused else None
         self._births += 1
@@ -146,7 +152,11 @@ class Composer:
         """Encoded; raises SerializationError that names the path to what cannot be."""
         if not args and not kwargs:
             return b""
-        return self._dump([list(args), dict(kwargs)], "arguments")
+        try:
+            return self._dump([list(args), dict(kwargs)], _ROOT)
+        except SerializationError as error:
+            message = str(error).replace(f"{_ROOT}[0]", "args", 1).replace(f"{_ROOT}[1]", "kwargs", 1)
+            raise SerializationError(message) from error
 
     def values(self, definition: Definition) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         if not definition.args:
@@ -346,7 +356,9 @@ _EDITABLE = frozenset({"name", "args", "kwargs", "trigger", "queue", "priority",
 def bound_trigger(trigger: TriggerLike | None, delay: Duration | None, now: float) -> AnyTrigger:
     """What a user gave as a trigger, bound to the instant of adding."""
     if trigger is None:
-        return Once(now + (0.0 if delay is None else to_seconds(delay, "delay")))
+        if delay is None:
+            return Once(now)
+        return Once(Once(None, to_seconds(delay, "delay")).bind(now).at)
     if delay is not None:
         raise DefinitionError(
             "delay= is for a job without a trigger; use once(delay=...) or a trigger's start="

@@ -71,19 +71,23 @@ class Keeper:
             tasks.create_task(self._watch_for_ever())
 
     async def _renew_for_ever(self) -> None:
+        pause_s = self._lease_s / _RENEWALS
         while True:
             await self._work.wait()
-            await self._pause()
+            await self._pause(pause_s)
+            pause_s = self._lease_s / _RENEWALS
             if not self._held:
                 self._work.clear()
                 continue
             try:
                 await self.renew(list(self._held.values()))
             except StoreError as error:
+                # A third of the lease more might be too late.
+                pause_s = self._lease_s / _LOOKS
                 self._on_error(error)
 
-    async def _pause(self) -> None:
-        timer = self._clock.call_at(self._clock.monotonic() + self._lease_s / _RENEWALS, self._at_once.set)
+    async def _pause(self, seconds: float) -> None:
+        timer = self._clock.call_at(self._clock.monotonic() + seconds, self._at_once.set)
         try:
             await self._at_once.wait()
         finally:

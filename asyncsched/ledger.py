@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from asyncsched.codec import encode
 from asyncsched.contract import Entry, Record, Settlement
 from asyncsched.definition import RunForm, SpanForm
@@ -61,12 +63,22 @@ class Ledger:
         entries = self._decisions(record, (span,), now) if self._keeps_history else ()
         return self._held_back(record, entries)
 
-    def of_poison(self, execution: Execution | None, refused: Settlement) -> Settlement:
-        """What is left of a settlement that the store refuses for good: no result, no traceback, and quarantine."""
+    def of_poison(
+        self, execution: Execution | None, refused: Settlement, error: Exception
+    ) -> tuple[Settlement, Settlement]:
+        """What is left of a settlement that the store refuses for good: quarantine, and the run without its result and
+        traceback; and if that is too much, quarantine alone."""
         cursor = refused.cursor if execution is None else execution.record.cursor
-        return Settlement(
-            refused.id, refused.fence, refused.holder, refused.version, cursor, None, "quarantined", False, False,
+        bare = Settlement(
+            refused.id, refused.fence, refused.holder, refused.version, cursor, None, "quarantined",
         )  # fmt: skip
+        entries: tuple[Entry, ...] = ()
+        if execution is not None and execution.end is not None and self._keeps_history:
+            execution.result = execution.traceback = execution.annotations = None
+            now = execution.end.finished
+            span = Span("quarantined", now, now, 1, False, _detail(error))
+            entries = (self._run_entry(execution), *self._decisions(execution.record, (span,), now))
+        return replace(bare, entries=entries), bare
 
     def of_hand_back(self, record: Record, wake_at: float) -> Settlement:
         """As if it had not been claimed."""

@@ -44,6 +44,8 @@ OnExhausted = Literal["keep", "remove", "pause"]
 
 #: Delays are cut here (about 31 years) so that no exponent overflows.
 _LONGEST_S = 1e9
+#: More attempts than this change no delay any more.
+_MANY = 10**18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +119,7 @@ class Retry:
         base = _plain(self.base)
         if base == 0:
             return 0.0
-        exponent = (failed_attempt - 1) * math.log(self.multiplier)
+        exponent = min(failed_attempt - 1, _MANY) * math.log(self.multiplier)
         return base * math.exp(exponent) if exponent + math.log(base) < math.log(_LONGEST_S) else _LONGEST_S
 
 

@@ -32,6 +32,8 @@ __all__ = [
 
 #: Claims in a row that may be lost before a job is quarantined.
 MAX_CRASHES = 5
+#: In the place of a hold: the record is to go.
+_DONE = "done"
 
 
 class Span(msgspec.Struct, frozen=True, gc=False):
@@ -103,7 +105,7 @@ def synced(definition: Definition, cursor: Cursor) -> Cursor:
     if not cursor.rev:
         return Cursor(definition.rev, definition.first)
     pending = cursor.pending if cursor.pending is not None and cursor.pending.request else None
-    return replace(cursor, rev=definition.rev, next=definition.first, pending=pending)
+    return replace(cursor, rev=definition.rev, next=definition.first, pending=pending, over=None)
 
 
 def decide(
@@ -129,7 +131,8 @@ def decide(
     if hold == "failed":
         return Step(cursor, None, delete=True)
     if cursor.over is not None:
-        return Step(cursor, cursor.over[1], cursor.over[0], spans=spans)
+        hold, wake_at = cursor.over
+        return Step(cursor, None, delete=True) if hold == _DONE else Step(cursor, wake_at, hold, spans=spans)
     horizon = now + ahead_s
     if pending is not None:
         if pending.due > horizon:
@@ -213,7 +216,7 @@ def ended(definition: Definition, start: Start, end: Ended) -> Step:
         hold = "paused" if definition.paused or cursor.over else None
         return Step(cursor, wake_of(definition, cursor, end.finished), hold, spans=spans)
     if end.outcome == "succeeded" or end.finish or recurs:
-        return Step(cursor, None, delete=True, spans=spans)
+        return Step(replace(cursor, over=(_DONE, None)), None, delete=True, spans=spans)
     return _exhausted(cursor, end, spans)
 
 
@@ -234,7 +237,7 @@ def _pending(start: Start, end: Ended) -> Pending | None:
 
 def _exhausted(cursor: Cursor, end: Ended, spans: tuple[Span, ...]) -> Step:
     if end.on_exhausted == "remove":
-        return Step(replace(cursor, next=None), None, delete=True, spans=spans)
+        return Step(replace(cursor, next=None, over=(_DONE, None)), None, delete=True, spans=spans)
     hold, wake_at = "paused", None
     if end.on_exhausted == "keep":
         hold, wake_at = "failed", None if end.keep_s is None else end.finished + end.keep_s

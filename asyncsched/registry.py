@@ -310,7 +310,7 @@ def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotations that say something, by parameter; those that cannot be resolved say nothing."""
     while isinstance(function, functools.partial):
         function = function.func
-    target = function if inspect.isroutine(function) else getattr(type(function), "__call__", function)
+    target = function if inspect.isroutine(function) else type(function).__call__
     try:
         hints = typing.get_type_hints(target)
     except Exception:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
-from itertools import pairwise
 from typing import Literal, TypeVar
 
 import msgspec
@@ -92,16 +91,6 @@ class Shelf:
             else:
                 answers.append(await self._replaced(record, definition))
         return answers
-
-    def refuse_twins(self, records: Sequence[Record]) -> None:
-        """Raise DefinitionError where two records of one call have the same id."""
-        if len(records) < 2 or len({record.id for record in records}) == len(records):
-            return
-        ids = sorted(record.id for record in records)
-        twin = next(id for id, after in pairwise(ids) if id == after)
-        raise DefinitionError(
-            f"the id {twin!r} stands twice in one add_jobs() call", job_id=twin, store=self.alias
-        )
 
     async def taken(self, ids: Sequence[str]) -> set[str]:
         """Which of these ids are stored already."""

@@ -8,12 +8,17 @@ from datetime import UTC, datetime, timedelta
 
 from asyncsched.errors import DefinitionError
 
-__all__ = ["Duration", "parse_duration", "to_datetime", "to_instant", "to_seconds"]
+__all__ = ["LATEST", "Duration", "parse_duration", "to_datetime", "to_instant", "to_seconds"]
 
 #: Seconds, or a timedelta.
 Duration = float | timedelta
 
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|w|d|h|m|s)")
+#: The last second that a datetime can name, and the first.
+LATEST = datetime.max.replace(microsecond=0, tzinfo=UTC).timestamp()
+_EARLIEST = datetime.min.replace(tzinfo=UTC).timestamp()
+#: Above this an int is no float any more.
+_HUGE = 1e300
 _UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
@@ -22,7 +27,7 @@ def to_seconds(value: Duration, name: str, *, positive: bool = False) -> float:
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
+        seconds = float(value) if abs(value) < _HUGE else math.inf
     else:
         raise DefinitionError(f"{name} must be seconds or a timedelta, not {value!r}")
     if not math.isfinite(seconds) or seconds < 0 or (positive and seconds == 0):
@@ -44,8 +49,11 @@ def to_instant(value: datetime, name: str) -> float:
 
 
 def to_datetime(instant: float) -> datetime:
-    """The aware UTC datetime of UTC seconds."""
-    return datetime.fromtimestamp(instant, UTC)
+    """The aware UTC datetime of UTC seconds; beyond the years 1 to 9999 the nearest that there is."""
+    try:
+        return datetime.fromtimestamp(instant, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(LATEST if instant > 0 else _EARLIEST, UTC)
 
 
 def parse_duration(text: str, name: str) -> float:

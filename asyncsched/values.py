@@ -58,7 +58,7 @@ class DataSerializer:
     def loads(self, data: bytes) -> Any:
         try:
             return _decoder.decode(data)
-        except (msgspec.MsgspecError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except Exception as error:  # Constructors of users' classes may raise what they like.
             raise SerializationError(f"stored data cannot be read: {error}") from error
 
 
@@ -91,10 +91,12 @@ class PickleSerializer:
 def _tagged(value: Any, path: str, depth: int) -> Any:
     """*value* in terms of MessagePack and this module's extension types."""
     kind = type(value)
-    if kind in _PLAIN or kind is str:
+    if kind in _PLAIN:
         return value
+    if kind is str:
+        return value if value.isascii() else _encodable(value, path)
     if kind is int:
-        return value if -(1 << 63) <= value < 1 << 64 else _ext(_INT, str(value))
+        return value if -(1 << 63) <= value < 1 << 64 else _ext(_INT, hex(value))
     if depth > _MAX_DEPTH:
         raise SerializationError(f"{path}: nested deeper than {_MAX_DEPTH} levels, or it contains itself")
     depth += 1
@@ -106,6 +108,14 @@ def _tagged(value: Any, path: str, depth: int) -> Any:
     if write is not None:
         return write(value, path, depth)
     return _tagged_object(value, kind, path, depth)
+
+
+def _encodable(text: str, path: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SerializationError(f"{path}: cannot be stored: {error}") from error
+    return text
 
 
 def _tagged_dict(value: dict[Any, Any], path: str, depth: int) -> Any:
@@ -141,7 +151,7 @@ def _fields_of(value: Any, kind: Any) -> dict[str, Any] | None:
     if isinstance(value, msgspec.Struct):
         return {name: getattr(value, name) for name in kind.__struct_fields__}
     if _is_pydantic(kind):
-        return {name: getattr(value, name) for name in kind.model_fields}
+        return {name: getattr(value, name) for name in kind.model_fields} | (value.model_extra or {})
     return None
 
 
@@ -168,8 +178,17 @@ def _constructed(kind: Any, name: str, payload: Any) -> Any:
     if dataclasses.is_dataclass(kind) or issubclass(kind, msgspec.Struct):
         return kind(**payload)
     if _is_pydantic(kind):
-        return kind.model_validate(payload)
+        return _model(kind, payload)
     raise SerializationError(f"{name} is not a dataclass, struct, model or enum")
+
+
+def _model(kind: Any, payload: dict[str, Any]) -> Any:
+    """A pydantic model of its fields by name, whatever aliases its JSON has."""
+    if getattr(kind, "__pydantic_root_model__", False):
+        return kind.model_validate(payload["root"])
+    if any(info.validation_alias is not None for info in kind.model_fields.values()):
+        return kind.model_validate(payload, by_alias=False, by_name=True)
+    return kind.model_validate(payload)
 
 
 # Extension codes of this format: they are stored, so none is ever given another meaning.
@@ -216,7 +235,7 @@ _WRITERS: dict[type, Callable[[Any, str, int], Any]] = {
 }
 
 _READERS: dict[int, Callable[[Any], Any]] = {
-    _INT: int,
+    _INT: lambda text: int(text, 0),
     _DICT: dict,
     _TUPLE: tuple,
     _SET: set,

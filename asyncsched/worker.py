@@ -100,7 +100,7 @@ class Worker:
         self._keeper: Keeper | None = None
         if not lives_here:
             self._keeper = Keeper(
-                store, host.clock, self._lease_s, self.held, self._anchor, self._link.failed
+                store, host.clock, self._lease_s, self.held, self._renewed, self._link.failed
             )
         self._claims = 0
         self._empty = 0
@@ -114,6 +114,7 @@ class Worker:
         self._settling = 0
         self._settle_event = asyncio.Event()
         self._observers: list[asyncio.Future[None]] = []
+        self._waits = 0
         self._drains: list[asyncio.Future[None]] = []
         self._abandoned: set[asyncio.Task[None]] = set()
 
@@ -142,7 +143,7 @@ class Worker:
             if execution.work is None and execution.end is None:
                 self._drop(execution)
         if timeout_s > 0:
-            await self._wait_until_idle(timeout_s)
+            await self._wait_until_idle(timeout_s, can_be_cut=True)
         for execution in self._running():
             execution.cancel("shutdown")
         await self._wait_until_idle(
@@ -166,10 +167,12 @@ class Worker:
     def _running(self) -> list[Execution]:
         return [e for e in self.held.values() if e.end is None]
 
-    async def _wait_until_idle(self, timeout_s: float) -> None:
+    async def _wait_until_idle(self, timeout_s: float, *, can_be_cut: bool = False) -> None:
         over = asyncio.get_running_loop().create_future()
         timer = self._clock.call_at(self._clock.monotonic() + timeout_s, lambda: _resolve(over))
-        self._drains.append(over)
+        self._waits += 1
+        if can_be_cut:
+            self._drains.append(over)
         try:
             while self._running() and not over.done():
                 change = asyncio.ensure_future(self._changed())
@@ -177,7 +180,9 @@ class Worker:
                 change.cancel()
         finally:
             timer.cancel()
-            self._drains.remove(over)
+            self._waits -= 1
+            if can_be_cut:
+                self._drains.remove(over)
 
     async def _changed(self) -> None:
         """Return when a run has ended or has been settled."""
@@ -218,6 +223,10 @@ class Worker:
             self._best_trip = trip
             self._offset = store_now - (asked_at + answered_at) / 2
 
+    def _renewed(self, asked_at: float, store_now: float) -> None:
+        self._link.recovered()
+        self._anchor(asked_at, store_now)
+
     # -- claiming ------------------------------------------------------------------------------------------------------
 
     async def _claim_for_ever(self) -> None:
@@ -253,7 +262,7 @@ class Worker:
             return _NEVER
         groups = self._slots.groups(self.paused_here | self.paused_for_all, self.wake)
         if not groups:
-            return _NEVER
+            return self.now() + _QUEUE_LOOK_S if self.paused_for_all else _NEVER
         taken, is_full, next_wake = 0, False, _NEVER
         for queues, limit in groups:
             limit = min(limit, self._slots.free)
@@ -432,7 +441,7 @@ class Worker:
             self._lose(execution)
         else:
             self._close(execution)
-        if self._drains:
+        if self._waits:
             self._observe(execution.record.id)
 
     def _drop(self, execution: Execution) -> None:
@@ -501,15 +510,20 @@ class Worker:
         self.host.logger.error(
             "the end of job %r cannot be written (%s): it is quarantined", refused.id, error
         )
-        bare = self._ledger.of_poison(item if isinstance(item, Execution) else None, refused)
-        try:
-            answers = await self._link.persist(lambda: self._store.settle([bare]))
-        except StoreError:
-            self.host.logger.critical(
-                "job %r could not be settled at all; its lease will end by itself", refused.id
-            )
-            answers = ["lost"]
-        self._settled(item, bare, answers[0])
+        execution = item if isinstance(item, Execution) else None
+        for bare in self._ledger.of_poison(execution, refused, error):
+            try:
+                [answer] = await self._link.persist(lambda bare=bare: self._store.settle([bare]))  # type: ignore[misc]
+            except StoreError:
+                continue
+            if execution is not None and self._bus.subscriptions:
+                self._announcer.quarantined(execution.record, str(error))
+            self._settled(item, bare, answer)
+            return
+        self.host.logger.critical(
+            "job %r could not be settled at all; its lease will end by itself", refused.id
+        )
+        self._settled(item, refused, "lost")
 
     def _settled(self, item: Item, settlement: Settlement, answer: Settled) -> None:
         if type(item) is Execution:

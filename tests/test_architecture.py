@@ -30,14 +30,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("plan", "codec", "events", "stores"),
     ("registry",),
     ("execution", "pool"),
-    ("keeper", "ledger", "announce", "link", "slots", "lifespans", "jobs"),
+    ("keeper", "ledger", "announce", "link", "slots", "lifespans", "processes", "jobs"),
     ("worker", "shelf", "locks", "history", "monitor"),
     ("engine",),
     ("intake", "desk"),
     ("scheduler", "runner"),
     ("",),  # The public names.
-    ("cli", "dashboard", "integrations", "testing", "tasks"),
-    ("__main__",),
+    ("cli", "dashboard", "integrations", "testing", "tasks", "__main__"),
 )
 
 #: The stores, each a room of its own on the floor of ``stores``, with the packages of its own client.
@@ -54,7 +53,9 @@ CLIENTS: Mapping[str, frozenset[str]] = {
 }
 
 #: (importer, imported): the reason. Imports between rooms that the floors refuse and that are wanted all the same.
-EXCEPTIONS: Mapping[tuple[str, str], str] = {}
+EXCEPTIONS: Mapping[tuple[str, str], str] = {
+    ("__main__", "cli"): "python -m asyncsched is the command line under another name",
+}
 
 #: The room that looks stores up by name, with importlib, when a URL asks for one.
 LOOKUP_ROOM = "stores"

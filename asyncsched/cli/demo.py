@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import sys
 import tempfile
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -40,7 +40,7 @@ from asyncsched import (
 )
 from asyncsched.cli.demo_worker import LEASE_S, QUEUE, TASK, build_report
 from asyncsched.cli.show import one_line, print_table
-from asyncsched.clock import host_time
+from asyncsched.clock import SystemClock, host_time
 from asyncsched.stores.sqlite import SQLiteStore
 from asyncsched.units import to_datetime
 
@@ -69,17 +69,17 @@ class Stage:
 
     console: Console
     live: Live | None = None
-    began_at: float = field(default_factory=host_time)
+    began_at: float = field(default_factory=SystemClock.monotonic)
     retries: int = 0
 
     @property
     def elapsed_s(self) -> float:
-        return host_time() - self.began_at
+        return SystemClock.monotonic() - self.began_at
 
     def say(self, who: str, verb: str, what: str) -> None:
         line = Text(f"{self.elapsed_s:5.1f} s  {who:<9} ")
         line.append(f"{verb:<10}", style=_STYLES.get(verb, "")).append(one_line(what))
-        self.console.print(line, soft_wrap=True)
+        self.console.print(line, soft_wrap=not self.console.is_terminal)
 
     def show_upcoming(self, jobs: list[Job]) -> None:
         due = [job for job in jobs if job.state == "scheduled" and job.next_fire_time is not None][:_UPCOMING]
@@ -87,9 +87,8 @@ class Stage:
         if self.live is not None:
             self.live.update(_panel(due, self.elapsed_s))
             return
-        self.say(
-            "demo", "due next", ", ".join(f"{job.name} in {_until(job, now)}" for job in due) or "nothing"
-        )
+        names = [f"{_short(job.name)} in {_until(job, now)}" for job in due]
+        self.say("demo", "due next", ", ".join(names) or "nothing")
 
 
 async def run_demo() -> int:
@@ -219,7 +218,7 @@ async def _crash(scheduler: Scheduler, stage: Stage, path: str) -> None:
 async def _worker(path: str, name: str, stage: Stage) -> AsyncIterator[Process]:
     """A worker process, and what it says; it ends with this block however that is left."""
     command = [sys.executable, "-m", "asyncsched.cli.demo_worker", path, name]
-    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL)
+    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_relay(process, name, stage))
@@ -264,11 +263,7 @@ def _listen(scheduler: Scheduler, stage: Stage) -> None:
     @scheduler.on(RunSucceeded)
     def say_ran(event: RunSucceeded) -> None:
         lag = lags.pop((event.job_id, event.fence), 0.0)
-        late = (
-            f"started {lag * 1000:.0f} ms after its time"
-            if event.attempt == 1
-            else f"attempt {event.attempt}"
-        )
+        late = f"{lag * 1000:.0f} ms late" if event.attempt == 1 else f"attempt {event.attempt}"
         said = "" if event.result is None else f" -> {event.result}"
         stage.say("demo", "ran", f"{_name(event)}{said} ({late})")
 
@@ -287,7 +282,12 @@ def _listen(scheduler: Scheduler, stage: Stage) -> None:
 
 
 def _name(event: JobEvent) -> str:
-    return (event.name or event.task).rpartition(":")[2]
+    return _short(event.name or event.task)
+
+
+def _short(name: str) -> str:
+    """A name that was given; of one that was made from a module and a function, the function."""
+    return name.rpartition(":")[2]
 
 
 async def _show_progress(scheduler: Scheduler, stage: Stage) -> None:
@@ -303,7 +303,9 @@ def _panel(jobs: list[Job], elapsed_s: float) -> Group:
     now = to_datetime(host_time())
     rows = Table.grid(padding=(0, 2))
     for job in jobs:
-        rows.add_row(Text("due next", style="dim"), Text(job.name), Text(_until(job, now), style="cyan"))
+        rows.add_row(
+            Text("due next", style="dim"), Text(_short(job.name)), Text(_until(job, now), style="cyan")
+        )
     return Group(Rule(f"{elapsed_s:.0f} of {_LENGTH_S:.0f} s", style="dim"), rows)
 
 
@@ -341,7 +343,7 @@ def _run_row(run: Run) -> list[Text]:
     finished = "-" if run.finished_at is None else f"{run.finished_at:%H:%M:%S}"
     return [
         Text(finished),
-        Text(_short(run.job_id)),
+        Text(_short_id(run.job_id)),
         Text(run.outcome or "-", style=style),
         Text(str(run.attempt)),
         Text(str(run.fence)),
@@ -353,7 +355,7 @@ def _run_row(run: Run) -> list[Text]:
 def _decision_row(decision: Decision) -> list[Text]:
     more = " or more" if decision.more else ""
     return [
-        Text(_short(decision.job_id)),
+        Text(_short_id(decision.job_id)),
         Text(decision.reason, style="yellow"),
         Text(f"{decision.count}{more}"),
         Text(f"{decision.first:%H:%M:%S}"),
@@ -361,6 +363,6 @@ def _decision_row(decision: Decision) -> list[Text]:
     ]
 
 
-def _short(job_id: str) -> str:
+def _short_id(job_id: str) -> str:
     """An id that was made, not given, by its end: two that were made together begin alike."""
     return job_id if len(job_id) <= 12 else f"..{job_id[-8:]}"

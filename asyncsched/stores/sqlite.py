@@ -78,7 +78,8 @@ _CREATE = (
     "CREATE TABLE {p}leases (key TEXT PRIMARY KEY, holder TEXT NOT NULL, fence INTEGER NOT NULL, until REAL NOT NULL)",
 )
 _USE_WAL = "PRAGMA journal_mode = WAL"
-_META = "SELECT value FROM {p}meta WHERE key = ?"
+# A write, since SQLite opens and even locks a file that it may only read.
+_SCHEMA = "UPDATE {p}meta SET value = value WHERE key = 'schema' RETURNING value"
 _NEXT_FENCE = "UPDATE {p}meta SET value = value + 1 WHERE key = 'fence' RETURNING value"
 _SET_META = "REPLACE INTO {p}meta (key, value) VALUES (?, ?)"
 _TABLE = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = '{p}meta'"
@@ -101,11 +102,11 @@ _LANES = """WITH RECURSIVE lane (priority) AS (
     SELECT priority, coalesce(
         (SELECT min(j.wake_at) FROM {p}jobs AS j WHERE j.queue = :queue AND j.priority = lane.priority), 9e999)
     FROM lane WHERE priority IS NOT NULL"""
-_QUEUES = """WITH RECURSIVE each (queue) AS (
+_QUEUES = """WITH RECURSIVE found (queue) AS (
         SELECT min(queue) FROM {p}jobs
-        UNION ALL SELECT (SELECT min(j.queue) FROM {p}jobs AS j WHERE j.queue > each.queue)
-        FROM each WHERE each.queue IS NOT NULL)
-    SELECT queue FROM each WHERE queue IS NOT NULL"""
+        UNION ALL SELECT (SELECT min(j.queue) FROM {p}jobs AS j WHERE j.queue > found.queue)
+        FROM found WHERE found.queue IS NOT NULL)
+    SELECT queue FROM found WHERE queue IS NOT NULL"""
 _DUE = """SELECT rowid, id, birth, task, hold, body, cursor, version, fence, holder, settled, tries
     FROM {p}jobs WHERE queue = ? AND priority = ? AND wake_at <= ? AND (holder IS NULL OR wake_at <= ?)
     ORDER BY wake_at, id LIMIT ?"""
@@ -199,10 +200,10 @@ class SQLiteStore:
             self._now = now
         if self._connection is not None:
             return
-        refused: list[sqlite3.Error] = []
-        self._connection = await aiosqlite.Connection(partial(self._connect, refused), 64)
-        self._loop = asyncio.get_running_loop()
-        self._is_ready = False
+        made: list[tuple[sqlite3.Connection, sqlite3.Error | None]] = []
+        self._connection = await aiosqlite.Connection(partial(self._connect, made), 64)
+        self._db, refused = made[0]
+        self._loop, self._is_ready = asyncio.get_running_loop(), False
         try:
             await self._hop(partial(self._prepare, refused))
         except BaseException:
@@ -572,18 +573,17 @@ class SQLiteStore:
             self._swept = end or ""
         return pruned
 
-    def _connect(self, refused: list[sqlite3.Error]) -> sqlite3.Connection:
+    def _connect(self, made: list[tuple[sqlite3.Connection, sqlite3.Error | None]]) -> sqlite3.Connection:
         try:
-            self._db = sqlite3.connect(self._path, timeout=0.0, isolation_level=None)
+            made.append((sqlite3.connect(self._path, timeout=0.0, isolation_level=None), None))
         except sqlite3.Error as error:
-            refused.append(error)
             # aiosqlite ends its thread in good order only if it was given some connection.
-            self._db = sqlite3.connect(":memory:")
-        return self._db
+            made.append((sqlite3.connect(":memory:"), error))
+        return made[0][0]
 
-    def _prepare(self, refused: list[sqlite3.Error]) -> None:
-        if refused:
-            raise refused[0]
+    def _prepare(self, refused: sqlite3.Error | None) -> None:
+        if refused is not None:
+            raise refused
         if (mode := self._switched_to_wal()) != "wal":
             raise StoreError(f"{self._path} stays in journal mode {mode}: WAL needs a local file system")
         self._do(f"PRAGMA busy_timeout = {round(1000 * self._busy_timeout_s)}")
@@ -591,7 +591,6 @@ class SQLiteStore:
         # 32 MB: the inner pages of the indexes of some millions of jobs.
         self._do("PRAGMA cache_size = -32000")
         here = f"{self._path} (tables {self._prefix}*)"
-        # The write lock is also the test whether the file can be written at all.
         with self._transaction():
             if self._do(_TABLE).fetchone() is None:
                 if not self._create_schema:
@@ -599,7 +598,7 @@ class SQLiteStore:
                 for statement in _CREATE:
                     self._do(statement)
                 self._many(_SET_META, [("schema", _SCHEMA_VERSION), ("fence", 0)])
-            found = self._do(_META, ("schema",)).fetchone()[0]
+            [(found,)] = self._do(_SCHEMA)
         if found != _SCHEMA_VERSION:
             raise SchemaError(f"{here} has schema {found}, this code {_SCHEMA_VERSION}: upgrade asyncsched")
 

@@ -42,8 +42,8 @@ class Cron(Trigger, frozen=True, array_like=True, gc=False, tag="cron"):
         walk = _compiled(self.expression)
         try:
             fire: float = walk.get_next(datetime, start_time=to_datetime(after).astimezone(zone)).timestamp()
-        except _croniter.CroniterBadDateError:
-            return None
+        except (ValueError, OverflowError):
+            return None  # There is none before the calendar ends, or within croniter's search.
         return fire if self.end is None or fire <= self.end else None
 
     def previous(self, until: float) -> float | None:
@@ -52,8 +52,8 @@ class Cron(Trigger, frozen=True, array_like=True, gc=False, tag="cron"):
         start = to_datetime(until + 1e-6).astimezone(_zone(self.tz))
         try:
             fire: float = _compiled(self.expression).get_prev(datetime, start_time=start).timestamp()
-        except _croniter.CroniterBadDateError:
-            return None
+        except (ValueError, OverflowError):
+            return None  # There is none before the calendar ends, or within croniter's search.
         return fire if self.start is None or fire >= self.start else None
 
     def __str__(self) -> str:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from asyncsched.errors import TriggerError
 from asyncsched.triggers.base import Passed, Trigger
-from asyncsched.units import Duration, parse_duration, to_instant, to_seconds
+from asyncsched.units import LATEST, Duration, parse_duration, to_instant, to_seconds
 
 __all__ = ["Every", "every"]
 
@@ -35,7 +35,7 @@ class Every(Trigger, frozen=True, array_like=True, gc=False, tag="every"):
         anchor_us = round(self._anchor * 1e6)
         steps = (round(after * 1e6) - anchor_us) // self.step_us + 1
         fire = (anchor_us + steps * self.step_us) / 1e6
-        return fire if self.end is None or fire <= self.end else None
+        return fire if fire <= (LATEST if self.end is None else self.end) else None
 
     def previous(self, until: float) -> float | None:
         if self.end is not None and until > self.end:
@@ -107,4 +107,4 @@ def every(
 
 
 def _instant(value: datetime | None, name: str) -> float | None:
-    return None if value is None else to_instant(value, name)
+    return None if value is None else min(to_instant(value, name), LATEST)

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from asyncsched.errors import TriggerError
 from asyncsched.triggers.base import Passed, Trigger
-from asyncsched.units import Duration, to_datetime, to_instant, to_seconds
+from asyncsched.units import LATEST, Duration, to_datetime, to_instant, to_seconds
 
 __all__ = ["Manual", "Once", "manual", "once"]
 
@@ -18,7 +18,12 @@ class Once(Trigger, frozen=True, array_like=True, gc=False, tag="once"):
     delay: float | None = None
 
     def bind(self, now: float) -> Once:
-        return self if self.at is not None else Once(now + (self.delay or 0.0), self.delay)
+        if self.at is not None:
+            return self
+        at = now + (self.delay or 0.0)
+        if at > LATEST:
+            raise TriggerError(f"{self} lies beyond the year 9999: no calendar reaches that far")
+        return Once(at, self.delay)
 
     def unbound(self) -> Once:
         return self if self.delay is None else Once(None, self.delay)

@@ -1,0 +1,58 @@
+"""A scheduler on a manual clock, and schedulers over one store that is kept between them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncsched import MemoryStore, Scheduler
+from asyncsched.testing import ManualClock
+
+MakeScheduler = Callable[..., Scheduler]
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+async def stop_at_once(scheduler: Scheduler, clock: ManualClock) -> None:
+    """Stop without a drain; whoever waits for the clock meanwhile gets all the time it wants."""
+    if scheduler.state == "stopped":
+        return
+    stopping = asyncio.get_running_loop().create_task(scheduler.stop(drain=0))
+    for _ in range(20):
+        await clock.advance(10)
+        if stopping.done():
+            break
+    await stopping
+
+
+@pytest.fixture
+async def scheduler(clock: ManualClock) -> AsyncIterator[Scheduler]:
+    """Started, on a memory store and the manual clock; nothing really sleeps."""
+    scheduler = Scheduler(clock=clock, id="here")
+    await scheduler.start()
+    yield scheduler
+    await stop_at_once(scheduler, clock)
+
+
+@pytest.fixture
+def make_scheduler(store_kind: str, tmp_path: Path) -> Iterator[MakeScheduler]:
+    """Makes schedulers, each over the same stored jobs, as one process after the other would have them."""
+    memory = MemoryStore()
+
+    def make(**options: Any) -> Scheduler:
+        store = memory if store_kind == "memory" else f"sqlite:///{tmp_path}/jobs.db"
+        return Scheduler(store, **options)
+
+    return make
+
+
+@pytest.fixture
+def sqlite_url(stores: tuple[str, ...], tmp_path: Path) -> str:
+    if "sqlite" not in stores:
+        pytest.skip("sqlite was left out by --stores")
+    return f"sqlite:///{tmp_path}/jobs.db"

@@ -1,0 +1,219 @@
+"""History: finished runs, decisions, counts that outlive them, and what retention removes."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from asyncsched import Retention, RunLookupError, Scheduler, Stats, every, once
+from asyncsched.testing import ManualClock
+
+pytestmark = pytest.mark.anyio
+
+NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def at(seconds: float) -> datetime:
+    return NEW_YEAR + timedelta(seconds=seconds)
+
+
+async def alternating(scheduler: Scheduler, clock: ManualClock, **options: Any) -> None:
+    """The job ``x`` takes 1, 2, 3 ... s; every third run fails."""
+    n = 0
+
+    @scheduler.task(name="alternating")
+    async def task() -> int:
+        nonlocal n
+        n += 1
+        await clock.sleep(n)
+        if n % 3 == 0:
+            raise ValueError(f"no {n}")
+        return n
+
+    await scheduler.add_job(task, every(60), id="x", **options)
+
+
+async def test_runs_come_newest_first_and_page_by_page(scheduler: Scheduler, clock: ManualClock) -> None:
+    await alternating(scheduler, clock)
+    await clock.advance(7 * 60 + 30)
+    everything = await scheduler.history.runs()
+    assert [run.fire_time for run in everything] == [at(60 * n) for n in range(7, 0, -1)]
+    pages = await scheduler.history.runs("x", limit=3)
+    while page := await scheduler.history.runs("x", limit=3, before=pages[-1]):
+        pages += page
+    assert pages == everything
+
+
+async def test_runs_of_one_job_or_of_all(scheduler: Scheduler, clock: ManualClock) -> None:
+    await alternating(scheduler, clock)
+    await scheduler.add_job("alternating", once(delay=5), id="y")
+    await clock.advance(90)
+    assert {run.job_id for run in await scheduler.history.runs()} == {"x", "y"}
+    assert {run.job_id for run in await scheduler.history.runs("y")} == {"y"}
+    assert await scheduler.history.runs("nowhere") == []
+
+
+async def test_a_run_is_kept_as_it_was(scheduler: Scheduler, clock: ManualClock) -> None:
+    await alternating(scheduler, clock)
+    await clock.advance(190)
+    failed = (await scheduler.history.runs())[0]
+    assert failed == await scheduler.history.run(failed.id)
+    assert (failed.job_id, failed.task, failed.instance, failed.attempt) == ("x", "alternating", "here", 1)
+    assert (failed.fire_time, failed.due_at, failed.started_at) == (at(180), at(180), at(180))
+    assert (failed.finished_at, failed.duration) == (at(183), 3.0)
+    assert (failed.outcome, failed.error, failed.result) == ("failed", "ValueError: no 3", None)
+    assert "ValueError: no 3" in (failed.traceback or "")
+    assert failed.id == f"x@{failed.fence}"
+
+
+@pytest.mark.parametrize("id", ["", "x", "x@", "x@99", "y@1", "@", "x@one", "x@-1", "x@²", "x@" + "9" * 5000])
+async def test_a_run_that_is_not_there_is_a_lookup_error(
+    scheduler: Scheduler, clock: ManualClock, id: str
+) -> None:
+    await alternating(scheduler, clock)
+    await clock.advance(70)
+    with pytest.raises(RunLookupError):
+        await scheduler.history.run(id)
+
+
+async def test_a_job_id_may_hold_the_mark_of_run_ids(scheduler: Scheduler, clock: ManualClock) -> None:
+    @scheduler.task(name="t")
+    async def task() -> None: ...
+
+    await scheduler.add_job(task, id="me@example.org@2")
+    await clock.advance(1)
+    [run] = await scheduler.history.runs()
+    assert (await scheduler.history.run(run.id)).job_id == "me@example.org@2"
+
+
+async def test_stats_count_and_measure(scheduler: Scheduler, clock: ManualClock) -> None:
+    await alternating(scheduler, clock)
+    assert await scheduler.history.stats("x") == Stats()
+    await clock.advance(4 * 60 + 30)
+    assert await scheduler.history.stats("x") == Stats(
+        total=4,
+        succeeded=3,
+        failed=1,
+        skipped=0,
+        last_run=at(244),
+        last_success=at(244),
+        last_failure=at(183),
+        last_error="ValueError: no 3",
+        mean_duration=2.5,
+        min_duration=1.0,
+        max_duration=4.0,
+    )
+
+
+async def test_stats_of_all_jobs_are_their_sum(scheduler: Scheduler, clock: ManualClock) -> None:
+    await alternating(scheduler, clock)
+
+    @scheduler.task(name="t")
+    async def task() -> None: ...
+
+    for _ in range(5):
+        await scheduler.add_job(task)
+    await clock.advance(4 * 60 + 30)
+    stats = await scheduler.history.stats()
+    assert (stats.total, stats.succeeded, stats.failed) == (9, 8, 1)
+    assert (stats.min_duration, stats.max_duration, stats.last_error) == (0.0, 4.0, "ValueError: no 3")
+
+
+async def test_stats_of_a_one_shot_that_is_gone_come_from_the_log(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    @scheduler.task(name="t")
+    async def task() -> None: ...
+
+    await scheduler.add_job(task, id="x")
+    await clock.advance(1)
+    stats = await scheduler.history.stats("x")
+    assert (stats.total, stats.succeeded) == (1, 1)
+
+
+async def test_pruning_keeps_the_newest_of_each_job_and_changes_no_stats(clock: ManualClock) -> None:
+    async with Scheduler(clock=clock, retention=Retention(per_job=2, every=10)) as scheduler:
+        await alternating(scheduler, clock)
+        await clock.advance(5 * 60 + 50)
+        assert [run.fire_time for run in await scheduler.history.runs("x")] == [at(300), at(240)]
+        stats = await scheduler.history.stats("x")
+        assert (stats.total, stats.succeeded, stats.failed) == (5, 4, 1)
+        assert stats.last_error == "ValueError: no 3"
+
+
+async def test_pruning_removes_what_is_older_than_the_age(clock: ManualClock) -> None:
+    async with Scheduler(
+        clock=clock, retention=Retention(age=timedelta(minutes=3), per_job=None, every=10)
+    ) as scheduler:
+        await alternating(scheduler, clock)
+        await clock.advance(10 * 60 + 30)
+        assert [run.fire_time for run in await scheduler.history.runs("x")] == [at(600), at(540), at(480)]
+
+
+async def test_without_bounds_everything_is_kept(clock: ManualClock) -> None:
+    retention = Retention(age=None, per_job=None, every=10)
+    async with Scheduler(clock=clock, retention=retention) as scheduler:
+        await alternating(scheduler, clock)
+        await clock.advance(5 * 60 + 50)
+        assert len(await scheduler.history.runs("x")) == 5
+
+
+@pytest.mark.parametrize("age", [timedelta(hours=1), None])
+async def test_a_failed_one_shot_is_kept_until_retention_removes_it(
+    clock: ManualClock, age: timedelta | None
+) -> None:
+    async with Scheduler(clock=clock, retention=Retention(age=age)) as scheduler:
+
+        @scheduler.task(name="fails")
+        async def fails() -> None:
+            raise ValueError
+
+        await scheduler.add_job(fails, id="x")
+        await clock.advance(3599)
+        assert (await scheduler.get_job("x")).state == "failed"
+        await clock.advance(2)
+        assert len(await scheduler.get_jobs()) == (0 if age else 1)
+        assert len(await scheduler.history.runs("x")) <= 1
+
+
+async def test_without_history_nothing_is_written_down_but_the_counts(clock: ManualClock) -> None:
+    async with Scheduler(clock=clock, history=False) as scheduler:
+        await alternating(scheduler, clock)
+        await clock.advance(190)
+        assert await scheduler.history.runs() == []
+        assert (await scheduler.history.stats("x")).total == 3
+
+
+async def test_decisions_of_one_job_or_of_all(scheduler: Scheduler, clock: ManualClock) -> None:
+    @scheduler.task(name="t")
+    async def task() -> None: ...
+
+    for id in "xy":
+        await scheduler.add_job(task, every(10), id=id)
+    await scheduler.pause()
+    await clock.advance(35)
+    await scheduler.resume()
+    await clock.advance(0)
+    assert [decision.count for decision in await scheduler.history.decisions("x")] == [2]
+    assert {decision.job_id for decision in await scheduler.history.decisions()} == {"x", "y"}
+    assert len(await scheduler.history.decisions(limit=1)) == 1
+
+
+async def test_history_looks_into_every_store(scheduler: Scheduler, clock: ManualClock) -> None:
+    @scheduler.task(name="t")
+    async def task() -> None: ...
+
+    await scheduler.add_store("other", "memory://")
+    await scheduler.add_job(task, once(delay=1), id="a")
+    await scheduler.add_job(task, once(delay=2), id="b", store="other")
+    await clock.advance(3)
+    assert [run.job_id for run in await scheduler.history.runs()] == ["b", "a"]
+    assert (await scheduler.history.stats()).total == 2
+    [run] = await scheduler.history.runs("b")
+    assert await scheduler.history.run(run.id) == run
+
+
+@pytest.mark.parametrize("options", [{"per_job": -1}, {"age": -1}, {"every": 0}, {"age": "7d"}])
+def test_a_retention_that_can_never_work_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="Retention"):
+        Retention(**options)

@@ -1,0 +1,715 @@
+"""Changing jobs: one by one and many at once, from outside and from inside their own runs."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from asyncsched import (
+    DefinitionError,
+    Finish,
+    JobLookupError,
+    JobPaused,
+    Receipt,
+    Retry,
+    Scheduler,
+    SerializationError,
+    TooManyRequests,
+    every,
+    manual,
+    once,
+)
+from asyncsched.testing import ManualClock
+
+pytestmark = pytest.mark.anyio
+
+NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def at(seconds: float) -> datetime:
+    return NEW_YEAR + timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def ran(scheduler: Scheduler, clock: ManualClock) -> list[float]:
+    """When the task ``note`` ran, in seconds since the beginning."""
+    ran: list[float] = []
+
+    @scheduler.task(name="note")
+    async def note(word: str = "", n: int = 0) -> None:
+        ran.append((clock.now() - NEW_YEAR).total_seconds())
+
+    return ran
+
+
+# -- update ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ({"name": "new"}, "new"),
+        ({"args": ("a",)}, ("a",)),
+        ({"kwargs": {"n": 3}}, {"n": 3}),
+        ({"queue": "mail"}, "mail"),
+        ({"priority": 9}, 9),
+        ({"tags": ["a", "b"]}, ("a", "b")),
+        ({"metadata": {"a": 1}}, {"a": 1}),
+    ],
+    ids=str,
+)
+async def test_update_changes_one_field_and_no_other(
+    scheduler: Scheduler, ran: list[float], change: dict[str, Any], value: Any
+) -> None:
+    before = await scheduler.add_job("note", every(60), id="x")
+    job = await scheduler.update_job("x", **change)
+    assert job == await scheduler.get_job("x")
+    [field] = change
+    assert getattr(job, field) == value
+    same = [name for name in before.__struct_fields__ if name not in (field, "version", "updated_at")]
+    assert [getattr(job, name) for name in same] == [getattr(before, name) for name in same]
+    assert job.version == before.version + 1
+
+
+async def test_update_clears_what_is_set_to_nothing(scheduler: Scheduler, ran: list[float]) -> None:
+    await scheduler.add_job("note", every(60), id="x", tags=["a"], metadata={"a": 1}, name="b", args=["c"])
+    job = await scheduler.update_job("x", tags=(), metadata=None, name=None, args=())
+    assert (job.tags, job.metadata, job.name, job.args) == ((), {}, "note", ())
+
+
+async def test_update_of_policies_takes_effect(scheduler: Scheduler, clock: ManualClock) -> None:
+    @scheduler.task(name="long")
+    async def long() -> None:
+        await clock.sleep(100)
+
+    await scheduler.add_job(long, once(delay=10), id="x", timeout=50)
+    await scheduler.update_job("x", timeout=2)
+    await clock.advance(13)
+    run = (await scheduler.history.runs("x"))[0]
+    assert (run.outcome, run.duration) == ("timed_out", 2.0)
+
+
+async def test_update_with_another_trigger_computes_anew(
+    scheduler: Scheduler, clock: ManualClock, ran: list[float]
+) -> None:
+    await scheduler.add_job("note", every(60), id="x")
+    await clock.advance(50)
+    job = await scheduler.update_job("x", trigger="@every 90s")
+    assert job.next_fire_time == at(140)
+
+
+async def test_update_with_the_same_trigger_keeps_its_progress(
+    scheduler: Scheduler, clock: ManualClock, ran: list[float]
+) -> None:
+    await scheduler.add_job("note", every(60), id="x")
+    await clock.advance(90)
+    job = await scheduler.update_job("x", trigger=every(60), tags=["a"])
+    assert job.next_fire_time == at(120)
+
+
+@pytest.mark.parametrize("change", [{"id": "y"}, {"task": "note"}, {"state": "paused"}, {"retires": 3}])
+async def test_update_names_what_it_cannot_change(
+    scheduler: Scheduler, ran: list[float], change: dict[str, Any]
+) -> None:
+    await scheduler.add_job("note", every(60), id="x")
+    with pytest.raises(DefinitionError, match=next(iter(change))) as caught:
+        await scheduler.update_job("x", **change)
+    assert caught.value.job_id == "x"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"priority": 10},
+        {"queue": ""},
+        {"tags": "a"},
+        {"timeout": 0},
+        {"args": [1, 2, 3]},
+        {"kwargs": {"z": 1}},
+    ],
+    ids=str,
+)
+async def test_update_with_what_can_never_work_is_refused_and_changes_nothing(
+    scheduler: Scheduler, ran: list[float], change: dict[str, Any]
+) -> None:
+    before = await scheduler.add_job("note", every(60), id="x")
+    with pytest.raises(DefinitionError):
+        await scheduler.update_job("x", **change)
+    assert await scheduler.get_job("x") == before
+
+
+async def test_update_with_an_argument_that_cannot_be_stored_names_it(scheduler: Scheduler) -> None:
+    @scheduler.task(name="any")
+    async def any_(thing: object) -> None: ...
+
+    await scheduler.add_job(any_, every(60), id="x", args=[1])
+    with pytest.raises(SerializationError, match=r"^args\[0\]"):
+        await scheduler.update_job("x", args=[object()])
+
+
+async def test_update_leaves_a_paused_job_paused(scheduler: Scheduler, ran: list[float]) -> None:
+    await scheduler.add_job("note", every(60), id="x", paused=True)
+    assert (await scheduler.update_job("x", tags=["a"])).state == "paused"
+    assert (await scheduler.update_job("x", trigger=every(5))).state == "paused"
+
+
+MISSING = ["update_job", "reschedule_job", "pause_job", "resume_job", "run_job", "remove_job"]
+
+
+@pytest.mark.parametrize("name", MISSING)
+async def test_changing_a_job_that_is_not_there_is_a_lookup_error(scheduler: Scheduler, name: str) -> None:
+    arguments = (every(60),) if name == "reschedule_job" else ()
+    with pytest.raises(JobLookupError) as caught:
+        await getattr(scheduler, name)("nowhere", *arguments)
+    assert caught.value.job_id == "nowhere"
+
+
+# -- reschedule --------------------------------------------------------------------------------------------------------
+
+
+async def test_reschedule_computes_anew_from_now(
+    scheduler: Scheduler, clock: ManualClock, ran: list[float]
+) -> None:
+    await scheduler.add_job("note", every(60), id="x")
+    await clock.advance(90)
+    job = await scheduler.reschedule_job("x", every(60))
+    assert job.next_fire_time == at(150)
+    await clock.advance(60)
+    assert ran == [60, 150]
+
+
+async def test_reschedule_makes_a_recurring_job_of_a_one_shot(
+    scheduler: Scheduler, clock: ManualClock, ran: list[float]
+) -> None:
+    await scheduler.add_job("note", once(delay=5), id="x")
+    await scheduler.reschedule_job("x", "@every 10s")
+    await clock.advance(25)
+    assert ran == [10, 20]
+
+
+async def test_reschedule_forgets_a_pending_retry(scheduler: Scheduler, clock: ManualClock) -> None:
+    ran: list[datetime] = []
+
+    @scheduler.task(name="fails")
+    async def fails() -> None:
+        ran.append(clock.now())
+        raise ValueError
+
+    await scheduler.add_job(fails, once(delay=1), id="x", retry=Retry(base=10))
+    await clock.advance(2)
+    await scheduler.reschedule_job("x", once(delay=100))
+    await clock.advance(50)
+    assert ran == [at(1)]
+
+
+async def test_reschedule_leaves_a_paused_job_paused(scheduler: Scheduler, ran: list[float]) -> None:
+    await scheduler.add_job("note", every(60), id="x", paused=True)
+    assert (await scheduler.reschedule_job("x", every(5))).state == "paused"
+
+
+# -- pause and resume --------------------------------------------------------------------------------------------------
+
+
+async def test_a_paused_job_does_not_run_until_resumed(
+    scheduler: Scheduler, clock: ManualClock, ran: list[float]
+) -> None:
+    await scheduler.add_job("note", every(60), id="x")
+    await clock.advance(61)
+    job = await scheduler.pause_job("x")
+    assert (job.state, job.next_fire_time) == ("paused", None)
+    await clock.advance(300)
+    job = await scheduler.resume_job("x")
+    assert (job.state, job.next_fire_time) == ("scheduled", at(420))
+    await clock.advance(60)
+    assert ran == [60, 420]
+
+
+async def test_what_passed_during_a_pause_is_one_decision(
+    scheduler: Scheduler, clock: ManualClock, ran: list[float]
+) -> None:
+    await scheduler.add_job("note", every(60), id="x")
+    await scheduler.pause_job("x")
+    await clock.advance(200)
+    await scheduler.resume_job("x")
+    await clock.advance(60)
+    [decision] = await scheduler.history.decisions("x")
+    assert (decision.reason, decision.first, decision.last, decision.count) == ("paused", at(60), at(180), 3)
+    assert ran == [240]
+
+
+async def test_a_paused_one_shot_runs_when_it_is_resumed_late(
+    scheduler: Scheduler, clock: ManualClock, ran: list[float]
+) -> None:
+    await scheduler.add_job("note", once(delay=5), id="x")
+    await scheduler.pause_job("x")
+    await clock.advance(60)
+    await scheduler.resume_job("x")
+    await clock.advance(0)
+    assert ran == [60]
+
+
+async def test_pausing_and_resuming_twice_changes_nothing_more(
+    scheduler: Scheduler, ran: list[float]
+) -> None:
+    await scheduler.add_job("note", every(60), id="x")
+    paused = await scheduler.pause_job("x")
+    assert await scheduler.pause_job("x") == paused
+    resumed = await scheduler.resume_job("x")
+    assert await scheduler.resume_job("x") == resumed
+
+
+async def test_pausing_lets_a_run_end_and_then_rests(scheduler: Scheduler, clock: ManualClock) -> None:
+    ended: list[int] = []
+
+    @scheduler.task(name="long")
+    async def long() -> None:
+        await clock.sleep(10)
+        ended.append(1)
+
+    await scheduler.add_job(long, every(60), id="x")
+    await clock.advance(61)
+    await scheduler.pause_job("x")
+    await clock.advance(300)
+    assert ended == [1]
+    assert (await scheduler.get_job("x")).state == "paused"
+
+
+async def test_a_failed_one_shot_is_tried_again_when_resumed(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    ran: list[int] = []
+
+    @scheduler.task(name="flaky")
+    async def flaky() -> None:
+        ran.append(1)
+        if len(ran) == 1:
+            raise ValueError
+
+    await scheduler.add_job(flaky, id="x")
+    await clock.advance(1)
+    assert (await scheduler.get_job("x")).state == "failed"
+    await scheduler.resume_job("x")
+    await clock.advance(1)
+    assert ran == [1, 1]
+    assert await scheduler.get_jobs() == []
+
+
+# -- remove ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_removed_job_does_not_run(scheduler: Scheduler, clock: ManualClock, ran: list[float]) -> None:
+    await scheduler.add_job("note", every(60), id="x")
+    assert await scheduler.remove_job("x") is True
+    await clock.advance(300)
+    assert ran == []
+
+
+async def test_removing_what_is_not_there_may_be_allowed(scheduler: Scheduler) -> None:
+    assert await scheduler.remove_job("nowhere", missing_ok=True) is False
+
+
+async def test_remove_all_jobs_counts_them(scheduler: Scheduler, ran: list[float]) -> None:
+    await scheduler.add_store("other", "memory://")
+    for n in range(3):
+        await scheduler.add_job("note", every(60), store=("default", "other")[n % 2])
+    assert await scheduler.remove_all_jobs(store="other") == 1
+    assert await scheduler.remove_all_jobs() == 2
+    assert await scheduler.get_jobs() == []
+
+
+async def test_removing_a_job_in_mid_run_lets_the_run_end_and_keeps_its_history(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    @scheduler.task(name="long")
+    async def long() -> str:
+        await clock.sleep(10)
+        return "ended"
+
+    await scheduler.add_job(long, every(60), id="x")
+    await clock.advance(61)
+    await scheduler.remove_job("x")
+    await clock.advance(200)
+    assert [run.result for run in await scheduler.history.runs("x")] == ["ended"]
+    assert await scheduler.get_jobs() == []
+
+
+# -- run now -----------------------------------------------------------------------------------------------------------
+
+
+async def test_run_job_runs_now_and_leaves_the_schedule_alone(
+    scheduler: Scheduler, clock: ManualClock, ran: list[float]
+) -> None:
+    await scheduler.add_job("note", every(60), id="x")
+    await clock.advance(10)
+    receipt = await scheduler.run_job("x")
+    assert receipt == Receipt(job_id="x", store="default", task="note")
+    await clock.advance(0)
+    assert (await scheduler.get_job("x")).next_fire_time == at(60)
+    await clock.advance(60)
+    assert ran == [10, 60]
+
+
+async def test_run_job_of_a_manual_job_is_the_way_to_run_it(
+    scheduler: Scheduler, clock: ManualClock, ran: list[float]
+) -> None:
+    await scheduler.add_job("note", manual(), id="x")
+    for _ in range(3):
+        await clock.advance(10)
+        await scheduler.run_job("x")
+    await clock.advance(0)
+    assert ran == [10, 20, 30]
+    assert (await scheduler.get_job("x")).state == "scheduled"
+
+
+async def test_run_job_of_a_one_shot_leaves_its_own_time_alone(
+    scheduler: Scheduler, clock: ManualClock, ran: list[float]
+) -> None:
+    await scheduler.add_job("note", once(delay=60), id="x")
+    await scheduler.run_job("x")
+    await clock.advance(100)
+    assert ran == [0, 60]
+
+
+async def test_run_job_while_it_runs_makes_a_run_after_it(scheduler: Scheduler, clock: ManualClock) -> None:
+    spans: list[tuple[float, float]] = []
+
+    @scheduler.task(name="long")
+    async def long() -> None:
+        began = clock.time() - NEW_YEAR.timestamp()
+        await clock.sleep(10)
+        spans.append((began, began + 10))
+
+    await scheduler.add_job(long, every(60), id="x")
+    await clock.advance(61)
+    await scheduler.run_job("x")
+    await clock.advance(40)
+    assert spans == [(60, 70), (70, 80)]
+    assert (await scheduler.get_job("x")).next_fire_time == at(120)
+
+
+async def test_run_job_while_a_one_shot_runs_makes_one_more_run(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    ran: list[int] = []
+
+    @scheduler.task(name="long")
+    async def long() -> None:
+        ran.append(1)
+        await clock.sleep(10)
+
+    await scheduler.add_job(long, id="x")
+    await clock.advance(1)
+    await scheduler.run_job("x")
+    await clock.advance(60)
+    assert len(ran) == 2
+    assert await scheduler.get_jobs() == []
+
+
+async def test_each_request_is_one_run(scheduler: Scheduler, clock: ManualClock, ran: list[float]) -> None:
+    await scheduler.add_job("note", every(60), id="x")
+    await scheduler.pause()
+    for _ in range(5):
+        await scheduler.run_job("x")
+    await scheduler.resume()
+    await clock.advance(30)
+    assert len(ran) == 5
+
+
+async def test_requests_are_bounded(scheduler: Scheduler, ran: list[float]) -> None:
+    await scheduler.add_job("note", every(60), id="x")
+    await scheduler.pause()
+
+    async def ask_on_and_on() -> None:
+        for _ in range(1000):
+            await scheduler.run_job("x")
+
+    with pytest.raises(TooManyRequests) as caught:
+        await ask_on_and_on()
+    assert caught.value.job_id == "x"
+
+
+async def test_run_job_of_a_paused_job_is_refused(
+    scheduler: Scheduler, clock: ManualClock, ran: list[float]
+) -> None:
+    await scheduler.add_job("note", every(60), id="x", paused=True)
+    with pytest.raises(JobPaused) as caught:
+        await scheduler.run_job("x")
+    assert caught.value.job_id == "x"
+    await clock.advance(100)
+    assert ran == []
+
+
+@pytest.mark.parametrize("trigger", [every(60), once(delay=60), once(), manual()], ids=str)
+async def test_a_forced_run_of_a_paused_job_leaves_it_there_and_paused(
+    scheduler: Scheduler, clock: ManualClock, ran: list[float], trigger: Any
+) -> None:
+    await scheduler.add_job("note", trigger, id="x", paused=True)
+    await clock.advance(10)
+    await scheduler.run_job("x", force=True)
+    await clock.advance(300)
+    assert ran == [10]
+    assert (await scheduler.get_job("x")).state == "paused"
+
+
+async def test_run_job_tries_a_failed_one_shot_again(scheduler: Scheduler, clock: ManualClock) -> None:
+    ran: list[int] = []
+
+    @scheduler.task(name="flaky")
+    async def flaky() -> None:
+        ran.append(1)
+        if len(ran) == 1:
+            raise ValueError
+
+    await scheduler.add_job(flaky, id="x")
+    await clock.advance(1)
+    await scheduler.run_job("x")
+    await clock.advance(1)
+    assert len(ran) == 2
+
+
+# -- many at once ------------------------------------------------------------------------------------------------------
+
+
+async def test_bulk_calls_take_the_filters_of_get_jobs(
+    scheduler: Scheduler, clock: ManualClock, ran: list[float]
+) -> None:
+    for n in range(4):
+        await scheduler.add_job("note", every(60), id=f"j{n}", tags=["even" if n % 2 == 0 else "odd"])
+    assert await scheduler.pause_jobs(tags=["even"]) == 2
+    assert [job.id for job in await scheduler.get_jobs(state="paused")] == ["j0", "j2"]
+    assert await scheduler.resume_jobs(id_prefix="j2") == 1
+    assert await scheduler.run_jobs(tags=["odd"]) == 2
+    await clock.advance(0)
+    assert len(ran) == 2
+    assert await scheduler.remove_jobs(state="paused") == 1
+    assert [job.id for job in await scheduler.get_jobs()] == ["j1", "j2", "j3"]
+
+
+@pytest.mark.parametrize("name", ["pause_jobs", "resume_jobs", "remove_jobs", "run_jobs"])
+async def test_an_unknown_filter_is_named_and_touches_nothing(
+    scheduler: Scheduler, ran: list[float], name: str
+) -> None:
+    await scheduler.add_job("note", every(60), id="x")
+    with pytest.raises(DefinitionError, match="colour"):
+        await getattr(scheduler, name)(colour="red")
+    assert (await scheduler.get_job("x")).version == 1
+
+
+# -- from inside its own run -------------------------------------------------------------------------------------------
+
+
+def own_run(scheduler: Scheduler, change: Any, fail: bool = False) -> list[int]:
+    """Register ``own``: it makes *change* in its first run, and counts its runs."""
+    ran: list[int] = []
+
+    @scheduler.task(name="own")
+    async def own() -> None:
+        ran.append(1)
+        if len(ran) == 1:
+            await change()
+        if fail:
+            raise ValueError
+
+    return ran
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"tags": ("a",)}, {"name": "new"}, {"metadata": {"a": 1}}, {"priority": 7}, {"queue": "mail"}],
+    ids=str,
+)
+async def test_a_recurring_job_that_updates_itself_is_updated(
+    clock: ManualClock, change: dict[str, Any]
+) -> None:
+    async with Scheduler(clock=clock, queues=["default", "mail"]) as scheduler:
+        ran = own_run(scheduler, lambda: scheduler.update_job("x", **change))
+        await scheduler.add_job("own", every(60), id="x")
+        await clock.advance(61)
+        job = await scheduler.get_job("x")
+        [(field, value)] = change.items()
+        assert (getattr(job, field), job.state, job.next_fire_time) == (value, "scheduled", at(120))
+        assert len(ran) == 1
+        await clock.advance(60)
+        assert len(ran) == 2
+
+
+async def test_a_one_shot_that_updates_itself_runs_once(scheduler: Scheduler, clock: ManualClock) -> None:
+    ran = own_run(scheduler, lambda: scheduler.update_job("x", tags=["a"]))
+    await scheduler.add_job("own", id="x")
+    await clock.advance(60)
+    assert len(ran) == 1
+    assert await scheduler.get_jobs() == []
+
+
+async def test_a_one_shot_that_updates_itself_and_fails_is_kept_as_failed(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    ran = own_run(scheduler, lambda: scheduler.update_job("x", tags=["a"]), fail=True)
+    await scheduler.add_job("own", id="x")
+    await clock.advance(60)
+    assert len(ran) == 1
+    job = await scheduler.get_job("x")
+    assert (job.state, job.tags, job.last_error) == ("failed", ("a",), "ValueError")
+
+
+async def test_a_job_that_updates_itself_and_fails_is_retried_as_it_would_be(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    ran = own_run(scheduler, lambda: scheduler.update_job("x", tags=["a"]), fail=True)
+    await scheduler.add_job("own", id="x", retry=Retry(max_attempts=3, base=10, multiplier=1))
+    await clock.advance(5)
+    assert len(ran) == 1
+    await clock.advance(100)
+    assert [run.attempt for run in await scheduler.history.runs("x")] == [3, 2, 1]
+    assert (await scheduler.get_job("x")).state == "failed"
+
+
+async def test_a_job_that_reschedules_itself_is_rescheduled(scheduler: Scheduler, clock: ManualClock) -> None:
+    ran = own_run(scheduler, lambda: scheduler.reschedule_job("x", every(100)))
+    await scheduler.add_job("own", every(60), id="x")
+    await clock.advance(61)
+    assert (await scheduler.get_job("x")).next_fire_time == at(160)
+    await clock.advance(100)
+    assert len(ran) == 2
+
+
+async def test_a_one_shot_that_reschedules_itself_runs_again(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    ran = own_run(scheduler, lambda: scheduler.reschedule_job("x", once(delay=30)))
+    await scheduler.add_job("own", id="x")
+    await clock.advance(29)
+    assert len(ran) == 1
+    await clock.advance(60)
+    assert len(ran) == 2
+    assert await scheduler.get_jobs() == []
+
+
+@pytest.mark.parametrize("trigger", [every(60), once(delay=60)], ids=str)
+async def test_a_job_that_pauses_itself_is_paused(
+    scheduler: Scheduler, clock: ManualClock, trigger: Any
+) -> None:
+    ran = own_run(scheduler, lambda: scheduler.pause_job("x"))
+    await scheduler.add_job("own", trigger, id="x")
+    await clock.advance(600)
+    assert len(ran) == 1
+    if trigger.recurs:
+        assert (await scheduler.get_job("x")).state == "paused"
+        await scheduler.resume_job("x")
+        await clock.advance(60)
+        assert len(ran) == 2
+
+
+async def test_a_job_that_removes_itself_is_gone(scheduler: Scheduler, clock: ManualClock) -> None:
+    ran = own_run(scheduler, lambda: scheduler.remove_job("x"))
+    await scheduler.add_job("own", every(60), id="x")
+    await clock.advance(600)
+    assert len(ran) == 1
+    assert await scheduler.get_jobs() == []
+    assert [run.outcome for run in await scheduler.history.runs("x")] == ["succeeded"]
+
+
+async def test_a_job_that_removes_and_adds_itself_again_is_the_new_one(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    async def change() -> None:
+        await scheduler.remove_job("x")
+        await scheduler.add_job("own", once(delay=30), id="x", tags=["new"])
+
+    ran = own_run(scheduler, change)
+    await scheduler.add_job("own", every(60), id="x")
+    await clock.advance(61)
+    assert (await scheduler.get_job("x")).tags == ("new",)
+    await clock.advance(600)
+    assert len(ran) == 2
+
+
+async def test_a_job_that_asks_for_one_more_run_of_itself_gets_one(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    ran = own_run(scheduler, lambda: scheduler.run_job("x"))
+    await scheduler.add_job("own", every(60), id="x")
+    await clock.advance(100)
+    assert len(ran) == 2
+    assert (await scheduler.get_job("x")).next_fire_time == at(120)
+
+
+async def test_a_job_that_updates_itself_and_finishes_is_finished(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    async def change() -> None:
+        await scheduler.update_job("x", tags=["a"])
+        raise Finish
+
+    ran = own_run(scheduler, change)
+    await scheduler.add_job("own", every(60), id="x")
+    await clock.advance(600)
+    assert len(ran) == 1
+    assert await scheduler.get_jobs() == []
+
+
+async def test_replacing_a_job_in_mid_run_holds_from_its_end(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    gate = asyncio.Event()
+
+    @scheduler.task(name="gated")
+    async def gated() -> None:
+        await gate.wait()
+
+    await scheduler.add_job(gated, every(60), id="x")
+    await clock.advance(61)
+    await scheduler.add_job(gated, every(60), id="x", priority=5, tags=["a"], on_conflict="replace")
+    gate.set()
+    await clock.advance(1)
+    job = await scheduler.get_job("x")
+    assert (job.priority, job.tags, job.next_fire_time) == (5, ("a",), at(120))
+
+
+# -- paused by its own failure -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def spoilt(scheduler: Scheduler, clock: ManualClock) -> list[float]:
+    """The job ``x`` was paused by its first failure, at 60 s; it would succeed from now on."""
+    ran: list[float] = []
+
+    @scheduler.task(name="flaky")
+    async def flaky() -> None:
+        ran.append((clock.now() - NEW_YEAR).total_seconds())
+        if len(ran) == 1:
+            raise ValueError
+
+    await scheduler.add_job(flaky, every(60), id="x", on_exhausted="pause")
+    await clock.advance(61)
+    return ran
+
+
+async def test_a_job_paused_by_its_failure_is_paused(
+    scheduler: Scheduler, clock: ManualClock, spoilt: list[float]
+) -> None:
+    await clock.advance(300)
+    assert (await scheduler.get_job("x")).state == "paused"
+    assert spoilt == [60]
+    with pytest.raises(JobPaused):
+        await scheduler.run_job("x")
+
+
+async def test_a_forced_run_of_a_job_paused_by_its_failure_leaves_it_paused(
+    scheduler: Scheduler, clock: ManualClock, spoilt: list[float]
+) -> None:
+    await scheduler.run_job("x", force=True)
+    await clock.advance(300)
+    assert spoilt == [60, 61]
+    assert (await scheduler.get_job("x")).state == "paused"
+
+
+async def test_a_job_paused_by_its_failure_is_resumed_without_a_backlog(
+    scheduler: Scheduler, clock: ManualClock, spoilt: list[float]
+) -> None:
+    await clock.advance(200)
+    job = await scheduler.resume_job("x")
+    assert job.next_fire_time == at(300)
+    await clock.advance(60)
+    assert spoilt == [60, 300]
