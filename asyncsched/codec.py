@@ -83,7 +83,7 @@ def _refuse_newer(blob: bytes) -> None:
     """Raise NewerFormatError if that is what the blob is, however its form may look."""
     try:
         outer = msgspec.msgpack.decode(blob)
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
         return
     if isinstance(outer, list) and outer and isinstance(outer[0], int) and outer[0] > FORMAT:
         raise NewerFormatError(

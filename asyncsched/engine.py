@@ -343,7 +343,7 @@ class Engine:
     # -- what the facade asks for --------------------------------------------------------------------------------------
 
     def check_loop(self) -> None:
-        if asyncio.get_running_loop() is not self.loop:
+        if _running_loop() is not self.loop:
             raise WrongLoopError(
                 "this scheduler runs in another event loop; from other threads use scheduler.from_thread, whose calls wait"
             )
@@ -403,7 +403,8 @@ class Engine:
     def wake_all(self) -> None:
         """Have every worker look again: something that it could not run may run now."""
         for worker in self.workers.values():
-            worker.wake()
+            if self.loop is not None and not self.loop.is_closed():
+                self.loop.call_soon_threadsafe(worker.wake)
 
     def emit_job(self, kind: type[JobEvent], job: Job) -> None:
         if self.bus.subscriptions:
@@ -502,6 +503,13 @@ def _poll_of(store: JobStore) -> float:
     if not store.capabilities.shared:
         return 30.0
     return 5.0 if store.capabilities.push_hints else 1.0
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _instance_id() -> str:

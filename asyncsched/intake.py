@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from msgspec.structs import replace
@@ -54,9 +54,20 @@ class Intake:
             composed.setdefault(spec.store, []).append((at, pair))
             if spec.run_on_start:
                 self.declared.append(replace(spec, id=pair[0].id))
+        if on_conflict == "error" and errors == "raise" and len(specs) > 1:
+            await self._refuse_taken(composed)
         for alias, pairs in composed.items():
             await self._add_to(engine.shelves[alias], pairs, on_conflict, errors, answers)
         return [answers[at] for at in range(len(specs))]
+
+    async def _refuse_taken(self, composed: Mapping[str, list[tuple[int, Composed]]]) -> None:
+        """Raise ConflictingIdError before anything is written, in any store."""
+        for alias, pairs in composed.items():
+            shelf = self._engine.shelves[alias]
+            given = [record.id for at, (record, definition) in pairs if record.id]
+            taken = await shelf.taken(given)
+            if taken:
+                raise shelf.conflict(min(taken))
 
     async def _add_to(
         self,
@@ -66,10 +77,6 @@ class Intake:
         errors: Errors,
         answers: dict[int, Job | AsyncSchedError],
     ) -> None:
-        if on_conflict == "error" and errors == "raise" and len(pairs) > 1:
-            taken = await shelf.taken([record.id for _, (record, _) in pairs])
-            if taken:
-                raise shelf.conflict(min(taken))
         for start in range(0, len(pairs), _BATCH):
             batch = pairs[start : start + _BATCH]
             added = await shelf.add([pair for _, pair in batch], on_conflict)

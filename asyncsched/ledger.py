@@ -83,7 +83,7 @@ class Ledger:
     def of_hand_back(self, record: Record, wake_at: float) -> Settlement:
         """As if it had not been claimed."""
         return Settlement(
-            record.id, record.fence, record.holder or "", record.version, b"", wake_at, None, False, True,
+            record.id, record.fence, record.holder or "", record.version, b"", round(wake_at, 6), None, False, True,
         )  # fmt: skip
 
     def _held_back(self, record: Record, entries: tuple[Entry, ...]) -> Settlement:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -15,6 +16,9 @@ from asyncsched.units import to_datetime
 __all__ = ["Link"]
 
 T = TypeVar("T")
+
+#: Between tries once a Retry has no more delays to give: a store is never given up.
+_LONGEST_S = 10.0
 
 
 class Link:
@@ -62,5 +66,7 @@ class Link:
             self._bus.emit(StoreRecovered(at=to_datetime(self._clock.time()), store=self.alias))
 
     def _pause_s(self, failures: int) -> float:
+        """A Retry's cap holds after its spread; here the cap itself is spread, downwards, lest all instances knock in step."""
         delay = self._retry.delay(failures)
-        return 10.0 if delay is None else delay.total_seconds()
+        seconds = _LONGEST_S if delay is None else delay.total_seconds()
+        return seconds * (1 - self._retry.spread / 2 * random.random())

@@ -593,6 +593,8 @@ class Scheduler:
         """
         if not (isinstance(kind, type) and issubclass(kind, Event)):
             raise DefinitionError(f"scheduler.on() takes an event class from asyncsched, not {kind!r}")
+        if self.is_running:
+            self._engine.check_loop()
         if listener is not None:
             return self._engine.bus.add(kind, listener)
 

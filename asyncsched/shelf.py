@@ -13,7 +13,6 @@ from asyncsched.definition import Definition
 from asyncsched.errors import (
     ConflictError,
     ConflictingIdError,
-    DefinitionError,
     JobLookupError,
     StoreUnavailable,
 )

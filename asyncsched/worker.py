@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from asyncsched.announce import Announcer
 from asyncsched.clock import Timer
 from asyncsched.codec import decode_cursor, decode_definition
-from asyncsched.contract import Claimed, JobStore, Record, Settled, Settlement
+from asyncsched.contract import Claim, Claimed, JobStore, Record, Settled, Settlement
 from asyncsched.errors import NewerFormatError, StoreError
 from asyncsched.events import Bus
 from asyncsched.execution import Execution, Host
@@ -34,6 +34,8 @@ _BATCH = 500
 MAX_UNSETTLED = 1000
 #: How often to look whether a queue was paused for all instances.
 _QUEUE_LOOK_S = 5.0
+#: The shortest sleep.
+_NAP_S = 0.0002
 _EMPTY_BACKOFF = Retry(base=0.01, max_delay=1.0, spread=0.5)
 _HAND_BACK = Retry(base=1.0, max_delay=30.0, spread=0.3)
 _MAX_HANDED = 10_000
@@ -112,6 +114,7 @@ class Worker:
         self._planned_wake = _AT_ONCE
         self._done: list[Item] = []
         self._settling = 0
+        self._is_full = False
         self._settle_event = asyncio.Event()
         self._observers: list[asyncio.Future[None]] = []
         self._waits = 0
@@ -240,7 +243,8 @@ class Worker:
                 # Refused for good, as far as the store can tell; it may be mended while this goes on.
                 self._link.failed(error)
                 wake = self.now() + self._settings.poll_s
-            self._planned_wake = wake
+            # Nothing that becomes due is of interest to a worker that cannot claim.
+            self._planned_wake = _AT_ONCE if wake == _NEVER else wake
             if wake == _AT_ONCE or self._is_woken:
                 await asyncio.sleep(0)
             else:
@@ -258,7 +262,8 @@ class Worker:
 
     async def _turn(self) -> float:
         """Claim and start once; return the instant (the store's clock) to claim again at."""
-        if self.is_paused or self._is_draining or self._unsettled >= MAX_UNSETTLED:
+        self._is_full = self._unsettled >= MAX_UNSETTLED
+        if self.is_paused or self._is_draining or self._is_full:
             return _NEVER
         groups = self._slots.groups(self.paused_here | self.paused_for_all, self.wake)
         if not groups:
@@ -327,12 +332,10 @@ class Worker:
             _resolve(self._waiter)
 
     def _on_hint(self, wake_at: float | None) -> None:
-        """While a claim is on its way whatever comes counts; else only what comes before the planned wake."""
-        if (
-            wake_at is None
-            or wake_at - self._settings.lookahead_s < self._planned_wake
-            or self._planned_wake == _AT_ONCE
-        ):
+        """While a claim is on its way whatever comes counts; while asleep, what comes before the planned wake."""
+        if self._waiter is None:
+            self._is_woken = True
+        elif wake_at is None or wake_at - self._settings.lookahead_s < self._planned_wake:
             self.wake()
 
     async def _sleep(self, until: float) -> None:
@@ -341,7 +344,9 @@ class Worker:
         if until < math.inf:
             # Half of the way to the server more: to be early would cost a claim.
             slack = 0.0 if self._reads_host_clock else self._best_trip / 2
-            timer = self._clock.call_at(until - self._offset + slack, self.wake)
+            # And never less than a nap: jobs due within microseconds of each other are one turn, not many.
+            nap = self._clock.monotonic() + _NAP_S
+            timer = self._clock.call_at(max(until - self._offset + slack, nap), self.wake)
         try:
             await waiter
         finally:
@@ -468,16 +473,33 @@ class Worker:
             self._settle_event.clear()
             while self._done:
                 batch, self._done = self._done[:_BATCH], self._done[_BATCH:]
-                was_full = len(batch) + len(self._done) >= MAX_UNSETTLED
                 self._settling = len(batch)
                 try:
-                    await self._settle(batch, [self._settlement(item) for item in batch])
+                    await self._settle(await self._without_zombies(batch))
                 finally:
                     self._settling = 0
-                if was_full:
+                if self._is_full and self._unsettled < MAX_UNSETTLED:
                     self.wake()
             if self._observers:
                 self._observe("")
+
+    async def _without_zombies(self, batch: list[Item]) -> list[Item]:
+        """A run that ended after the trust in its lease is written only if the store says that it is held still: a successor may
+        have run the job and deleted it, and then nothing there would refuse this one."""
+        if self._keeper is None:
+            return batch
+        now = self._clock.monotonic()
+        doubtful = [item for item in batch if isinstance(item, Execution) and item.trusted_until <= now]
+        if not doubtful:
+            return batch
+        claims = [Claim(e.record.id, e.record.fence, e.record.holder or "") for e in doubtful]
+        renewal = await self._link.persist(lambda: self._store.renew(claims, self._lease_s))
+        lost = {e.record.id for e in doubtful if renewal.versions.get(e.record.id, "lost") == "lost"}
+        for execution in doubtful:
+            if execution.record.id in lost:
+                self._lose(execution)
+                self._observe(execution.record.id)
+        return [item for item in batch if not (isinstance(item, Execution) and item.record.id in lost)]
 
     def _settlement(self, item: Item) -> Settlement:
         if type(item) is Settlement:
@@ -488,25 +510,28 @@ class Worker:
             self._announcer.skipped(item.record, item.definition, spans)
         return settlement
 
-    async def _settle(self, items: Sequence[Item], settlements: Sequence[Settlement]) -> None:
+    async def _settle(self, items: Sequence[Item]) -> None:
+        if items:
+            await self._settle_as([(item, self._settlement(item)) for item in items])
+
+    async def _settle_as(self, pairs: Sequence[tuple[Item, Settlement]]) -> None:
+        settlements = [settlement for _, settlement in pairs]
         try:
             answers = await self._link.persist(lambda: self._store.settle(settlements))
         except StoreError as error:
-            await self._bisect(items, settlements, error)
+            await self._bisect(pairs, error)
             return
-        for item, settlement, answer in zip(items, settlements, answers, strict=True):
+        for (item, settlement), answer in zip(pairs, answers, strict=True):
             self._settled(item, settlement, answer)
 
-    async def _bisect(
-        self, items: Sequence[Item], settlements: Sequence[Settlement], error: StoreError
-    ) -> None:
+    async def _bisect(self, pairs: Sequence[tuple[Item, Settlement]], error: StoreError) -> None:
         """The store refuses something in the batch for good: find it, and settle it without what it cannot take."""
-        if len(items) > 1:
-            half = len(items) // 2
-            await self._settle(items[:half], settlements[:half])
-            await self._settle(items[half:], settlements[half:])
+        if len(pairs) > 1:
+            half = len(pairs) // 2
+            await self._settle_as(pairs[:half])
+            await self._settle_as(pairs[half:])
             return
-        item, refused = items[0], settlements[0]
+        item, refused = pairs[0]
         self.host.logger.error(
             "the end of job %r cannot be written (%s): it is quarantined", refused.id, error
         )
