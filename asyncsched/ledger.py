@@ -104,7 +104,7 @@ class Ledger:
         record, start, end = execution.record, execution.start, execution.end
         assert end is not None
         result = b"" if execution.result is None else self._stored_result(execution)
-        metadata = self._host.dump(execution.annotations, "annotate()") if execution.annotations else b""
+        metadata = self._stored_annotations(execution) if execution.annotations else b""
         form = RunForm(
             end.outcome,
             record.task,
@@ -133,6 +133,13 @@ class Ledger:
             self._host.logger.warning("the result of job %r is not kept: %s", execution.record.id, error)
             return b""
         return result
+
+    def _stored_annotations(self, execution: Execution) -> bytes:
+        try:
+            return self._host.dump(execution.annotations, "annotate()")
+        except SerializationError as error:
+            self._host.logger.warning("the annotations of job %r are not kept: %s", execution.record.id, error)
+            return b""
 
     def _decisions(self, record: Record, spans: Sequence[Span], now: float) -> tuple[Entry, ...]:
         """Log entries of decisions, and of the claim before this one where it was lost."""

@@ -43,6 +43,7 @@ _MAX_HANDED = 10_000
 _AT_ONCE, _NEVER = -math.inf, math.inf
 
 Item = Execution | Settlement
+Pairs = Sequence[tuple[Item, Settlement]]
 
 
 def queue_mark(queue: str) -> str:
@@ -475,7 +476,7 @@ class Worker:
                 batch, self._done = self._done[:_BATCH], self._done[_BATCH:]
                 self._settling = len(batch)
                 try:
-                    await self._settle(await self._without_zombies(batch))
+                    await self._settle([(item, self._settlement(item)) for item in batch])
                 finally:
                     self._settling = 0
                 if self._is_full and self._unsettled < MAX_UNSETTLED:
@@ -483,23 +484,20 @@ class Worker:
             if self._observers:
                 self._observe("")
 
-    async def _without_zombies(self, batch: list[Item]) -> list[Item]:
+    async def _without_zombies(self, pairs: Pairs) -> Pairs:
         """A run that ended after the trust in its lease is written only if the store says that it is held still: a successor may
         have run the job and deleted it, and then nothing there would refuse this one."""
-        if self._keeper is None:
-            return batch
         now = self._clock.monotonic()
-        doubtful = [item for item in batch if isinstance(item, Execution) and item.trusted_until <= now]
+        doubtful = [item for item, _ in pairs if isinstance(item, Execution) and item.trusted_until <= now]
         if not doubtful:
-            return batch
+            return pairs
         claims = [Claim(e.record.id, e.record.fence, e.record.holder or "") for e in doubtful]
-        renewal = await self._link.persist(lambda: self._store.renew(claims, self._lease_s))
-        lost = {e.record.id for e in doubtful if renewal.versions.get(e.record.id, "lost") == "lost"}
-        for execution in doubtful:
-            if execution.record.id in lost:
-                self._lose(execution)
-                self._observe(execution.record.id)
-        return [item for item in batch if not (isinstance(item, Execution) and item.record.id in lost)]
+        versions = (await self._store.renew(claims, self._lease_s)).versions
+        lost = [e for e in doubtful if versions.get(e.record.id, "lost") == "lost"]
+        for execution in lost:
+            self._lose(execution)
+            self._observe(execution.record.id)
+        return [pair for pair in pairs if pair[0] not in lost]
 
     def _settlement(self, item: Item) -> Settlement:
         if type(item) is Settlement:
@@ -510,26 +508,27 @@ class Worker:
             self._announcer.skipped(item.record, item.definition, spans)
         return settlement
 
-    async def _settle(self, items: Sequence[Item]) -> None:
-        if items:
-            await self._settle_as([(item, self._settlement(item)) for item in items])
+    async def _settle(self, pairs: Pairs) -> None:
+        async def write() -> list[Settled]:
+            nonlocal pairs
+            if self._keeper is not None:
+                pairs = await self._without_zombies(pairs)
+            return await self._store.settle([settlement for _, settlement in pairs])
 
-    async def _settle_as(self, pairs: Sequence[tuple[Item, Settlement]]) -> None:
-        settlements = [settlement for _, settlement in pairs]
         try:
-            answers = await self._link.persist(lambda: self._store.settle(settlements))
+            answers = await self._link.persist(write)
         except StoreError as error:
             await self._bisect(pairs, error)
             return
         for (item, settlement), answer in zip(pairs, answers, strict=True):
             self._settled(item, settlement, answer)
 
-    async def _bisect(self, pairs: Sequence[tuple[Item, Settlement]], error: StoreError) -> None:
+    async def _bisect(self, pairs: Pairs, error: StoreError) -> None:
         """The store refuses something in the batch for good: find it, and settle it without what it cannot take."""
         if len(pairs) > 1:
             half = len(pairs) // 2
-            await self._settle_as(pairs[:half])
-            await self._settle_as(pairs[half:])
+            await self._settle(pairs[:half])
+            await self._settle(pairs[half:])
             return
         item, refused = pairs[0]
         self.host.logger.error(
