@@ -12,7 +12,6 @@ __all__ = ["check_id", "check_name", "new_id"]
 
 _lock = threading.Lock()
 _last = 0
-_FORM = "{:08x}-{:04x}-7{:03x}-{:x}{:03x}-{:012x}".format
 
 
 def new_id() -> str:
@@ -24,10 +23,9 @@ def new_id() -> str:
         _last = now if now > _last else _last + 1
         stamp = _last
     millis, micros = divmod(stamp, 1000)
-    low = random.getrandbits(62)
-    return _FORM(
-        millis >> 16, millis & 0xFFFF, micros * 4, 8 | low >> 60, low >> 48 & 0xFFF, low & 0xFFFFFFFFFFFF
-    )
+    # 48 bits of time, the version, 12 bits of time, the variant, 62 random bits.
+    digits = "%032x" % (millis << 80 | 7 << 76 | micros << 66 | 2 << 62 | random.getrandbits(62))
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def check_id(id: str, what: str = "a job's id") -> str:

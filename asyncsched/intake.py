@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from msgspec.structs import replace
@@ -38,54 +38,50 @@ class Intake:
         engine.check_running()
         if on_conflict not in ("error", "replace", "keep"):
             raise DefinitionError(f'on_conflict must be "error", "replace" or "keep", not {on_conflict!r}')
-        answers: dict[int, Job | AsyncSchedError] = {}
-        composed: dict[str, list[tuple[int, Composed]]] = {}
-        given_ids: set[tuple[str, str]] = set()
+        answers: list[Job | AsyncSchedError | None] = [None] * len(specs)
+        trays: dict[str, _Tray] = {}
         for at, given in enumerate(specs):
             try:
                 spec, task = self.resolve(given)
-                pair = engine.composer.record(spec, task, engine.shelf(spec.store).now())
-                _refuse_twin(pair[0].id, spec.store, given_ids)
+                tray = trays.get(spec.store)
+                if tray is None:
+                    tray = trays[spec.store] = _Tray(engine.shelf(spec.store))
+                pair = engine.composer.record(spec, task, tray.now)
+                if spec.id is not None:
+                    tray.take_id(spec.id)
             except AsyncSchedError as error:
                 if errors == "raise":
                     raise
                 answers[at] = error
                 continue
-            composed.setdefault(spec.store, []).append((at, pair))
+            tray.places.append(at)
+            tray.composed.append(pair)
             if spec.run_on_start:
                 self.declared.append(replace(spec, id=pair[0].id))
         if on_conflict == "error" and errors == "raise" and len(specs) > 1:
-            await self._refuse_taken(composed)
-        for alias, pairs in composed.items():
-            await self._add_to(engine.shelves[alias], pairs, on_conflict, errors, answers)
-        return [answers[at] for at in range(len(specs))]
+            for tray in trays.values():
+                await tray.refuse_taken()
+        for tray in trays.values():
+            await self._add_tray(tray, on_conflict, errors, answers)
+        return [answer for answer in answers if answer is not None]
 
-    async def _refuse_taken(self, composed: Mapping[str, list[tuple[int, Composed]]]) -> None:
-        """Raise ConflictingIdError before anything is written, in any store."""
-        for alias, pairs in composed.items():
-            shelf = self._engine.shelves[alias]
-            given = [record.id for at, (record, definition) in pairs if record.id]
-            taken = await shelf.taken(given)
-            if taken:
-                raise shelf.conflict(min(taken))
-
-    async def _add_to(
+    async def _add_tray(
         self,
-        shelf: Shelf,
-        pairs: list[tuple[int, Composed]],
+        tray: _Tray,
         on_conflict: OnConflict,
         errors: Errors,
-        answers: dict[int, Job | AsyncSchedError],
+        answers: list[Job | AsyncSchedError | None],
     ) -> None:
-        for start in range(0, len(pairs), _BATCH):
-            batch = pairs[start : start + _BATCH]
-            added = await shelf.add([pair for _, pair in batch], on_conflict)
-            for (at, _), answer in zip(batch, added, strict=True):
-                if isinstance(answer, Job):
-                    self._engine.emit_job(JobAdded, answer)
-                elif errors == "raise":
-                    raise answer
+        is_heard = bool(self._engine.bus.subscriptions)
+        for start in range(0, len(tray.composed), _BATCH):
+            added = await tray.shelf.add(tray.composed[start : start + _BATCH], on_conflict)
+            for at, answer in zip(tray.places[start:], added, strict=False):
                 answers[at] = answer
+                if not isinstance(answer, Job):
+                    if errors == "raise":
+                        raise answer
+                elif is_heard:
+                    self._engine.emit_job(JobAdded, answer)
 
     def resolve(self, spec: JobSpec) -> tuple[JobSpec, AnyTask]:
         """The spec with its call unfolded, and its task, registered."""
@@ -133,8 +129,28 @@ class Intake:
         await shelf.change(id, lambda record: compose(record, shelf.now(), force=False))
 
 
-def _refuse_twin(id: str, store: str, seen: set[tuple[str, str]]) -> None:
-    """Raise DefinitionError where an id stands twice in one call."""
-    if (store, id) in seen:
-        raise DefinitionError(f"the id {id!r} stands twice in one add_jobs() call", job_id=id, store=store)
-    seen.add((store, id))
+class _Tray:
+    """What goes into one store."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
+        self.now = shelf.now()
+        self.composed: list[Composed] = []
+        #: Where each stands in the call.
+        self.places: list[int] = []
+        #: Ids that the user chose; made ones cannot be taken.
+        self._ids: set[str] = set()
+
+    def take_id(self, id: str) -> None:
+        """Raise DefinitionError where an id stands twice in one call."""
+        if id in self._ids:
+            raise DefinitionError(
+                f"the id {id!r} stands twice in one add_jobs() call", job_id=id, store=self.shelf.alias
+            )
+        self._ids.add(id)
+
+    async def refuse_taken(self) -> None:
+        """Raise ConflictingIdError before anything is written."""
+        taken = await self.shelf.taken(sorted(self._ids)) if self._ids else set()
+        if taken:
+            raise self.shelf.conflict(min(taken))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
 from typing import Any, TypedDict, TypeVar, cast
 
 import msgspec
@@ -17,7 +19,7 @@ from asyncsched.ids import check_id, check_name, new_id
 from asyncsched.model import Job, JobState, OnExhausted, Retry
 from asyncsched.plan import next_fire, synced, wake_of
 from asyncsched.registry import Call, Task
-from asyncsched.triggers import AnyTrigger, Once, Trigger, manual, parse_trigger
+from asyncsched.triggers import AnyTrigger, Manual, Once, Trigger, manual, parse_trigger
 from asyncsched.units import Duration, to_datetime, to_seconds
 
 __all__ = ["Composer", "JobSpec", "PolicyArgs", "policies_from", "with_call"]
@@ -130,7 +132,7 @@ class Composer:
     def _definition(self, spec: JobSpec, task: Task[..., Any], now: float) -> Definition:
         trigger = bound_trigger(spec.trigger, spec.delay, now)
         first = now if spec.run_immediately else trigger.first(now)
-        if first is None and trigger.recurs and not str(trigger).startswith("@manual"):
+        if first is None and not isinstance(trigger, Manual):
             raise DefinitionError(f"the trigger {trigger} of task {task.name} will never fire")
         args, kwargs = tuple(spec.args), spec.kwargs or {}
         task.signature.check(args, kwargs)
@@ -384,7 +386,7 @@ def _resumed(trigger: AnyTrigger, fire: float, now: float) -> dict[str, Any]:
 def _fresh_job(composer: Composer, record: Record, store: str, definition: Definition) -> Job:
     """The job of a record that was just made: nothing has happened to it yet."""
     args, kwargs = composer.values(definition)
-    created = to_datetime(definition.created_at)
+    created = _cached_datetime(definition.created_at)
     return Job(
         id=record.id,
         name=definition.name or record.task,
@@ -396,12 +398,18 @@ def _fresh_job(composer: Composer, record: Record, store: str, definition: Defin
         queue=record.queue,
         priority=record.priority,
         tags=definition.tags,
-        metadata=composer.metadata(definition),
+        metadata=composer.metadata(definition) if definition.metadata else {},
         state="paused" if definition.paused else "scheduled",
-        next_fire_time=None if record.wake_at is None else to_datetime(record.wake_at),
+        next_fire_time=None if record.wake_at is None else _cached_datetime(record.wake_at),
         created_at=created,
         updated_at=created,
     )
+
+
+@lru_cache(maxsize=64)
+def _cached_datetime(instant: float) -> datetime:
+    """Jobs that are added together have the same instants."""
+    return to_datetime(instant)
 
 
 def _unreadable_job(record: Record, store: str, error: SerializationError) -> Job:
@@ -440,7 +448,7 @@ def _next_fire_time(record: Record, definition: Definition, cursor: Cursor) -> f
 def with_call(spec: JobSpec) -> JobSpec:
     """A bound call's arguments and policies, in the place of the spec's."""
     call = spec.task
-    if type(call) is not Call:
+    if not isinstance(call, Call):
         return spec
     if spec.args or spec.kwargs:
         raise DefinitionError(

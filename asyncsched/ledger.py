@@ -138,7 +138,9 @@ class Ledger:
         try:
             return self._host.dump(execution.annotations, "annotate()")
         except SerializationError as error:
-            self._host.logger.warning("the annotations of job %r are not kept: %s", execution.record.id, error)
+            self._host.logger.warning(
+                "the annotations of job %r are not kept: %s", execution.record.id, error
+            )
             return b""
 
     def _decisions(self, record: Record, spans: Sequence[Span], now: float) -> tuple[Entry, ...]:

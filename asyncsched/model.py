@@ -142,7 +142,7 @@ class Retention:
         object.__setattr__(self, "every", to_seconds(self.every, "Retention(every=)", positive=True))
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class Job(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A durable request to run a task, as it was when it was read. Change it with ``update_job`` and its kin."""
 
     id: str
@@ -315,7 +315,7 @@ class Finish(Steering):
 
 
 def _error_types(value: object, name: str) -> tuple[type[BaseException], ...]:
-    types = value if isinstance(value, tuple) else (value,)
+    types: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
     for type_ in types:
         if not (isinstance(type_, type) and issubclass(type_, BaseException)):
             raise DefinitionError(f"Retry({name}=) takes exception classes, not {type_!r}")

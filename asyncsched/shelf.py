@@ -81,7 +81,7 @@ class Shelf:
         taken = await self._repeat(lambda: self.store.add(records))
         answers: list[Job | ConflictingIdError] = []
         for record, definition in composed:
-            if record.id not in taken:
+            if not taken or record.id not in taken:
                 answers.append(self.composer.job(record, self.alias, definition))
             elif on_conflict == "error":
                 answers.append(self.conflict(record.id, record.task))

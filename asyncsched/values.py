@@ -175,8 +175,9 @@ def _restored_object(name: str, payload: Any) -> Any:
 def _constructed(kind: Any, name: str, payload: Any) -> Any:
     if issubclass(kind, enum.Enum):
         return kind(payload)
+    make: Callable[..., Any] = kind
     if dataclasses.is_dataclass(kind) or issubclass(kind, msgspec.Struct):
-        return kind(**payload)
+        return make(**payload)
     if _is_pydantic(kind):
         return _model(kind, payload)
     raise SerializationError(f"{name} is not a dataclass, struct, model or enum")
