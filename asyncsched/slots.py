@@ -16,6 +16,8 @@ class Slots:
         self._limits = {name: limit for name, limit in queues.items() if limit is not None}
         self._used = dict.fromkeys(self._limits, 0)
         self._turn = 0
+        #: The ordinary case: one queue without a limit.
+        self._plain = list(queues) if len(queues) == 1 and not self._limits else None
         #: Called, once, when a slot becomes free.
         self._waiting: list[Callable[[], None]] = []
 
@@ -27,6 +29,8 @@ class Slots:
         if self.free <= 0:
             self.wait(wake)
             return []
+        if self._plain is not None and not paused:
+            return [(self._plain, self.free)]
         names = [name for name in self.queues if name not in paused]
         if len(names) > 1:
             self._turn = (self._turn + 1) % len(names)

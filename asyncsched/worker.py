@@ -41,6 +41,7 @@ _HAND_BACK = Retry(base=1.0, max_delay=30.0, spread=0.3)
 _MAX_HANDED = 10_000
 #: Claim again at once, and: nothing is planned.
 _AT_ONCE, _NEVER = -math.inf, math.inf
+_NONE: frozenset[str] = frozenset()
 
 Item = Execution | Settlement
 Pairs = Sequence[tuple[Item, Settlement]]
@@ -108,7 +109,7 @@ class Worker:
         self._claims = 0
         self._empty = 0
         self._handed: dict[str, int] = {}
-        self._looked_at = -math.inf
+        self._look_again_at = -math.inf
         self._is_draining = False
         self._waiter: asyncio.Future[None] | None = None
         self._is_woken = False
@@ -238,7 +239,8 @@ class Worker:
             self._is_woken = False
             self._planned_wake = _AT_ONCE
             try:
-                await self._look_at_queues()
+                if self._clock.monotonic() >= self._look_again_at:
+                    await self._look_at_queues()
                 wake = await self._turn()
             except StoreError as error:
                 # Refused for good, as far as the store can tell; it may be mended while this goes on.
@@ -253,12 +255,11 @@ class Worker:
 
     async def _look_at_queues(self) -> None:
         """Which queues are paused for all instances: said by a record of its own, read every few seconds."""
-        now = self._clock.monotonic()
-        if now < self._looked_at + _QUEUE_LOOK_S or not self._slots.queues:
+        self._look_again_at = self._clock.monotonic() + _QUEUE_LOOK_S
+        if not self._slots.queues:
             return
         marks = {queue_mark(name): name for name in self._slots.queues}
         found = await self._link.persist(lambda: self._store.get(list(marks)))
-        self._looked_at = now
         self.paused_for_all = {marks[id] for id in found}
 
     async def _turn(self) -> float:
@@ -266,7 +267,8 @@ class Worker:
         self._is_full = self._unsettled >= MAX_UNSETTLED
         if self.is_paused or self._is_draining or self._is_full:
             return _NEVER
-        groups = self._slots.groups(self.paused_here | self.paused_for_all, self.wake)
+        paused = self.paused_here | self.paused_for_all if self.paused_here or self.paused_for_all else _NONE
+        groups = self._slots.groups(paused, self.wake)
         if not groups:
             return self.now() + _QUEUE_LOOK_S if self.paused_for_all else _NEVER
         taken, is_full, next_wake = 0, False, _NEVER
@@ -296,8 +298,10 @@ class Worker:
             self._empty += 1
             pause = _EMPTY_BACKOFF.delay(self._empty)
             next_wake = now + (1.0 if pause is None else pause.total_seconds())
-        settings = self._settings
-        return min(next_wake, now + settings.poll_s * (1 + settings.poll_jitter * (2 * random.random() - 1)))
+        poll_s = self._settings.poll_s
+        if next_wake < now + poll_s / 2:
+            return next_wake
+        return min(next_wake, now + poll_s * (1 + self._settings.poll_jitter * (2 * random.random() - 1)))
 
     @property
     def _unsettled(self) -> int:

@@ -54,7 +54,6 @@ class MemoryStore:
         self._entries = 0
         self._fence = 0
         self._claims: dict[str, list[Record]] = {}
-        self._claims_bound = 64
         self._leases: dict[str, Lease] = {}
         self._log = _Log()
         self._listeners: list[Callable[[float | None], None]] = []
@@ -384,13 +383,20 @@ class MemoryStore:
         return [r for r in current if r is not None and r.holder == token]
 
     def _remember(self, token: str, taken: list[Record]) -> None:
-        """Keep the answers of recent claims, so that a repeated one can be recognised without an index by holder."""
+        """Keep the answers of claims that are held still, so that a repeated one is recognised without an index by holder.
+
+        Each claim looks at the two oldest, which keeps the number bounded by twice what is held.
+        """
         self._claims[token] = taken.copy()
-        if len(self._claims) > self._claims_bound:
-            ended = [token for token in self._claims if not self._still_held(token)]
-            for token in ended:
-                del self._claims[token]
-            self._claims_bound = max(64, 2 * len(self._claims))
+        for _ in range(2):
+            oldest = next(iter(self._claims))
+            records = self._claims.pop(oldest)
+            if any(
+                (r := self._records.get(first.id)) is not None and r.holder == oldest for first in records
+            ):
+                self._claims[oldest] = records
+            if not self._claims:
+                return
 
     def _release(self, r: Record, s: Settlement, wake_at: float | None, hold: str | None) -> None:
         back = s.hand_back
