@@ -34,6 +34,8 @@ _BATCH = 500
 MAX_UNSETTLED = 1000
 #: How often to look whether a queue was paused for all instances.
 _QUEUE_LOOK_S = 5.0
+#: How long a stop waits for a claim that is on its way.
+_LAST_CLAIM_S = 5.0
 #: The shortest sleep.
 _NAP_S = 0.0002
 _EMPTY_BACKOFF = Retry(base=0.01, max_delay=1.0, spread=0.5)
@@ -111,6 +113,7 @@ class Worker:
         self._handed: dict[str, int] = {}
         self._look_again_at = -math.inf
         self._is_draining = False
+        self._is_claiming = False
         self._waiter: asyncio.Future[None] | None = None
         self._is_woken = False
         self._planned_wake = _AT_ONCE
@@ -144,16 +147,17 @@ class Worker:
         Returns the ids of the runs that were abandoned.
         """
         self._is_draining = True
+        # What a claim that is on its way brings is handed back.
+        await self._wait_until(lambda: not self._is_claiming, _LAST_CLAIM_S)
         for execution in list(self.held.values()):
             if execution.work is None and execution.end is None:
                 self._drop(execution)
         if timeout_s > 0:
-            await self._wait_until_idle(timeout_s, can_be_cut=True)
+            await self._wait_until(self._is_idle, timeout_s, can_be_cut=True)
         for execution in self._running():
             execution.cancel("shutdown")
-        await self._wait_until_idle(
-            max((e.policy("cancel_grace", 5.0) for e in self._running()), default=0.0)
-        )
+        grace_s = max((e.policy("cancel_grace", 5.0) for e in self._running()), default=0.0)
+        await self._wait_until(self._is_idle, grace_s)
         abandoned = self._running()
         for execution in abandoned:
             execution.abandon()
@@ -172,14 +176,21 @@ class Worker:
     def _running(self) -> list[Execution]:
         return [e for e in self.held.values() if e.end is None]
 
-    async def _wait_until_idle(self, timeout_s: float, *, can_be_cut: bool = False) -> None:
+    def _is_idle(self) -> bool:
+        return not self._running()
+
+    async def _wait_until(
+        self, is_so: Callable[[], bool], timeout_s: float, *, can_be_cut: bool = False
+    ) -> None:
+        if is_so():
+            return
         over = asyncio.get_running_loop().create_future()
         timer = self._clock.call_at(self._clock.monotonic() + timeout_s, lambda: _resolve(over))
         self._waits += 1
         if can_be_cut:
             self._drains.append(over)
         try:
-            while self._running() and not over.done():
+            while not is_so() and not over.done():
                 change = asyncio.ensure_future(self._changed())
                 await asyncio.wait([over, change], return_when=asyncio.FIRST_COMPLETED)
                 change.cancel()
@@ -238,6 +249,7 @@ class Worker:
         while True:
             self._is_woken = False
             self._planned_wake = _AT_ONCE
+            self._is_claiming = True
             try:
                 if self._clock.monotonic() >= self._look_again_at:
                     await self._look_at_queues()
@@ -246,6 +258,10 @@ class Worker:
                 # Refused for good, as far as the store can tell; it may be mended while this goes on.
                 self._link.failed(error)
                 wake = self.now() + self._settings.poll_s
+            finally:
+                self._is_claiming = False
+            if self._waits:
+                self._observe("")
             # Nothing that becomes due is of interest to a worker that cannot claim.
             self._planned_wake = _AT_ONCE if wake == _NEVER else wake
             if wake == _AT_ONCE or self._is_woken:
@@ -366,6 +382,9 @@ class Worker:
         held = self.held.get(record.id)
         if held is not None:
             self._adopt(held, record, trusted_until)
+            return
+        if self._is_draining:
+            self._close(self._ledger.of_hand_back(record, now))
             return
         try:
             definition = decode_definition(record.body)

@@ -7,6 +7,7 @@ from datetime import datetime
 
 import msgspec
 
+from asyncsched.errors import TriggerError
 from asyncsched.units import to_datetime, to_instant
 
 __all__ = ["Passed", "Trigger"]
@@ -41,7 +42,7 @@ class Trigger(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     def next(self, after: float) -> float | None:
         """The first fire time strictly later than *after*; None when there is none."""
-        raise NotImplementedError  # pragma: no cover - each trigger has its own
+        raise TriggerError(f"{type(self).__name__} does not say when it fires")
 
     def first(self, now: float) -> float | None:
         """The first fire time of a job that is added at *now*."""
@@ -63,7 +64,7 @@ class Trigger(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     def previous(self, until: float) -> float | None:
         """The last fire time at or before *until*; None when there is none."""
-        raise NotImplementedError  # pragma: no cover - each trigger has its own
+        raise TriggerError(f"{type(self).__name__} does not say when it fires")
 
     @property
     def recurs(self) -> bool:

@@ -24,6 +24,7 @@ from asyncsched import (
     Carry,
     Job,
     JobLookupError,
+    Retry,
     RunLost,
     RunSucceeded,
     Scheduler,
@@ -79,7 +80,8 @@ def make(clock: ManualClock, memory: SharedMemory, deeds: Deeds) -> Make:
 
     def make(name: str) -> tuple[Scheduler, FaultyStore]:
         store = FaultyStore(memory)
-        scheduler = Scheduler(store, clock=clock, lease=LEASE_S, id=name)
+        promptly = Retry(base=0.5, max_delay=1)
+        scheduler = Scheduler(store, clock=clock, lease=LEASE_S, id=name, store_retry=promptly)
 
         @scheduler.task(name="long")
         async def long() -> str:

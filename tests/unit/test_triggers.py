@@ -362,3 +362,10 @@ async def test_the_ends_of_the_calendar_can_be_named(scheduler: Scheduler, insta
 
 async def nothing() -> None:
     """Do nothing."""
+
+
+def test_a_trigger_that_does_not_say_when_it_fires_is_refused() -> None:
+    with pytest.raises(TriggerError, match="does not say when"):
+        Trigger().next(0.0)
+    with pytest.raises(TriggerError, match="does not say when"):
+        Trigger().previous(0.0)
