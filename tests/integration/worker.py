@@ -60,7 +60,7 @@ def make_scheduler(options: argparse.Namespace, log: Log) -> Scheduler:
         if options.freezes:
             os.kill(os.getpid(), signal.SIGSTOP)
         log.of_run("ended")
-        return options.id
+        return str(options.id)
 
     for kind in (RunStarted, RunLost, RunSucceeded) if options.hear else ():
         scheduler.on(kind, log.heard)

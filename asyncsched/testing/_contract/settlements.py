@@ -15,6 +15,7 @@ from asyncsched.testing._contract.trial import (
     entry,
     job,
     settlement,
+    unlike,
     update_of,
 )
 
@@ -126,9 +127,9 @@ class SettleCases:
         await trial.add(*(job(f"{i:03}") for i in range(1_000)))
         records = (await trial.claim(1_000)).records
         batch = [_mixed(i, r) for i, r in enumerate(records)]
-        assert await trial.store.settle(batch) == ["done"] * 1_000
+        assert unlike(await trial.store.settle(batch), ["done"] * 1_000) == []
         left = await trial.store.get([r.id for r in records])
-        assert sorted(left) == [r.id for i, r in enumerate(records) if i % 2]
+        assert unlike(sorted(left), [r.id for i, r in enumerate(records) if i % 2]) == []
         assert {r.wake_at for r in left.values()} == {NOW + 5}
         assert len(await trial.log()) == 1_000
 

@@ -31,6 +31,7 @@ __all__ = [
     "entry",
     "job",
     "settlement",
+    "unlike",
     "update_of",
 ]
 
@@ -275,3 +276,10 @@ def entry(
 ) -> Entry:
     """One line of the log."""
     return Entry(job_id=job_id, fence=fence, kind=kind, fire_at=fire_at, at=at, body=body)
+
+
+def unlike(found: Sequence[object], expected: Sequence[object]) -> list[tuple[object, object]]:
+    """The first places in which two long sequences differ. A test runner that shows how thousands of items differ takes minutes
+    to find out, or for ever."""
+    pairs = itertools.zip_longest(found, expected, fillvalue="(nothing)")
+    return list(itertools.islice((pair for pair in pairs if pair[0] != pair[1]), 5))
