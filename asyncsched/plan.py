@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from asyncsched.definition import Cursor, Definition, Pending, Request, Tally
+from asyncsched.errors import TriggerError
 from asyncsched.model import Outcome
 from asyncsched.triggers import Manual
 
@@ -165,12 +166,21 @@ def _stays(definition: Definition) -> bool:
     return isinstance(definition.trigger, Manual)
 
 
+def _moved_on(following: float | None, fire: float) -> float | None:
+    """Refuse a fire time that is not later than the one before it: the job would run again and again."""
+    if following is not None and following <= fire:
+        raise TriggerError(
+            f"the trigger names {following!r} as the fire time after {fire!r}, which is not later"
+        )
+    return following
+
+
 def _due(definition: Definition, cursor: Cursor, fire: float, now: float, spans: tuple[Span, ...]) -> Start:
     """The latest fire time that has come runs; the ones before it are coalesced into it."""
     trigger = definition.trigger
     if not trigger.recurs:
         return Start(fire, fire, 1, 0, cursor, spans)
-    following = trigger.next(fire)
+    following = _moved_on(trigger.next(fire), fire)
     if following is None or following > now:
         return Start(fire, fire, 1, 0, cursor, spans, following)
     passed = trigger.passed(fire, now)
@@ -282,7 +292,9 @@ def _advanced(definition: Definition, start: Start, end: Ended) -> tuple[float |
         return (None if start.request == 0 else start.cursor.next), ()
     first = start.cursor.next
     if first_of_schedule:
-        first = trigger.next(start.fire) if start.following is None else start.following
+        first = (
+            _moved_on(trigger.next(start.fire), start.fire) if start.following is None else start.following
+        )
     if first is None or first > end.finished or (start.cursor.pending is None and first <= end.started):
         return first, ()
     passed = trigger.passed(first, end.finished)

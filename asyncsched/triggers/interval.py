@@ -30,10 +30,12 @@ class Every(Trigger, frozen=True, array_like=True, gc=False, tag="every"):
         return replace(self, bound=None)
 
     def next(self, after: float) -> float | None:
-        if self.start is not None and after < self.start:
-            after = self.start - 1e-6
+        # All in whole microseconds, so that a fire time is never found to lie a fraction of one before the start.
+        after_us = round(after * 1e6)
+        if self.start is not None:
+            after_us = max(after_us, round(self.start * 1e6) - 1)
         anchor_us = round(self._anchor * 1e6)
-        steps = (round(after * 1e6) - anchor_us) // self.step_us + 1
+        steps = (after_us - anchor_us) // self.step_us + 1
         fire = (anchor_us + steps * self.step_us) / 1e6
         return fire if fire <= (LATEST if self.end is None else self.end) else None
 

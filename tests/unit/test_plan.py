@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from asyncsched.definition import Cursor, Definition, Pending, Request, Tally
+from asyncsched.errors import TriggerError
 from asyncsched.plan import (
     MAX_CRASHES,
     Ended,
@@ -332,3 +333,9 @@ def test_a_record_wakes_when_there_is_something_to_decide(
     wake_at = wake_of(definition, cursor, now)
     if wake_at is not None and not definition.paused:
         assert isinstance(decide(definition, cursor, None, max(wake_at, now)), Start)
+
+
+def test_a_trigger_that_does_not_move_on_is_refused_before_its_job_runs_for_ever() -> None:
+    stuck = replace(EVERY, trigger=replace(every(10), step_us=-10_000_000, bound=10.0), first=10.0)
+    with pytest.raises(TriggerError, match="not later"):
+        decide(stuck, NEW, None, 10.0)

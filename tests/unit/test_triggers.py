@@ -369,3 +369,14 @@ def test_a_trigger_that_does_not_say_when_it_fires_is_refused() -> None:
         Trigger().next(0.0)
     with pytest.raises(TriggerError, match="does not say when"):
         Trigger().previous(0.0)
+
+
+@pytest.mark.parametrize("fraction_us", [0.0, 0.1, 0.24, 0.25, 0.4, 0.49, 0.5, 0.51, 0.75, 0.9])
+def test_an_interval_that_starts_within_a_microsecond_moves_on(fraction_us: float) -> None:
+    start = 1_800_000_000 + fraction_us / 1e6
+    trigger = Every(10_000_000, anchor=start, start=start)
+    first = trigger.first(start - 100)
+    assert first is not None
+    following = trigger.next(first)
+    assert following is not None
+    assert round(following - first, 6) == 10
