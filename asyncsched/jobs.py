@@ -22,7 +22,7 @@ from asyncsched.registry import Call, Task
 from asyncsched.triggers import AnyTrigger, Manual, Once, Trigger, manual, parse_trigger
 from asyncsched.units import Duration, to_datetime, to_seconds
 
-__all__ = ["Composer", "JobSpec", "PolicyArgs", "policies_from", "with_call"]
+__all__ = ["Composer", "JobChanges", "JobSpec", "PolicyArgs", "policies_from", "with_call"]
 
 TriggerLike = AnyTrigger | str
 T = TypeVar("T")
@@ -41,6 +41,19 @@ class PolicyArgs(TypedDict, total=False):
     on_exhausted: OnExhausted
     #: Lost claims in a row before the job is quarantined.
     max_crashes: int
+
+
+class JobChanges(PolicyArgs, total=False):
+    """What ``update_job`` can change; what is left out stays as it is."""
+
+    name: str | None
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any] | None
+    trigger: TriggerLike
+    queue: str
+    priority: int
+    tags: Sequence[str]
+    metadata: Mapping[str, Any] | None
 
 
 class JobSpec(msgspec.Struct, frozen=True):
@@ -352,7 +365,7 @@ class Composer:
             return otherwise
 
 
-_EDITABLE = frozenset({"name", "args", "kwargs", "trigger", "queue", "priority", "tags", "metadata"})
+_EDITABLE = frozenset(JobChanges.__annotations__) - _POLICY_NAMES
 
 
 def bound_trigger(trigger: TriggerLike | None, delay: Duration | None, now: float) -> AnyTrigger:

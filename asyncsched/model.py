@@ -48,7 +48,7 @@ _LONGEST_S = 1e9
 _MANY = 10**18
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Retry:
     """How a failed run is tried again: base * multiplier ** (failed attempts - 1), spread at random, up to *max_delay*.
 
@@ -123,7 +123,7 @@ class Retry:
         return base * math.exp(exponent) if exponent + math.log(base) < math.log(_LONGEST_S) else _LONGEST_S
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Retention:
     """What history keeps: entries younger than *age*, and the newest *per_job* of each job; None: no bound.
 

@@ -32,7 +32,7 @@ from asyncsched.execution import Middleware
 from asyncsched.history import History
 from asyncsched.ids import check_name
 from asyncsched.intake import Intake
-from asyncsched.jobs import JobSpec, PolicyArgs, TriggerLike
+from asyncsched.jobs import JobChanges, JobSpec, PolicyArgs, TriggerLike
 from asyncsched.model import Job, JobState, Receipt, Retention, Retry, Run
 from asyncsched.registry import AnyTask, Call, Executor, Lifespan, Task, task_name
 from asyncsched.shelf import OnConflict, Shelf
@@ -457,7 +457,7 @@ class Scheduler:
 
     # -- changing ------------------------------------------------------------------------------------------------------
 
-    async def update_job(self, id: str, /, *, store: str | None = None, **changes: Any) -> Job:
+    async def update_job(self, id: str, *, store: str | None = None, **changes: Unpack[JobChanges]) -> Job:
         """Change fields and policies of a job: name, args, kwargs, trigger, queue, priority, tags, metadata, retry, timeout ...
 
         A run under way keeps what it was started with. An unchanged trigger keeps its progress.

@@ -106,7 +106,7 @@ async def test_update_with_the_same_trigger_keeps_its_progress(
     assert job.next_fire_time == at(120)
 
 
-@pytest.mark.parametrize("change", [{"id": "y"}, {"task": "note"}, {"state": "paused"}, {"retires": 3}])
+@pytest.mark.parametrize("change", [{"task": "note"}, {"state": "paused"}, {"retires": 3}])
 async def test_update_names_what_it_cannot_change(
     scheduler: Scheduler, ran: list[float], change: dict[str, Any]
 ) -> None:
