@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from asyncsched.model import OnExhausted, Outcome
+from asyncsched.model import CatchUp, OnExhausted, Outcome, Overlap
 from asyncsched.triggers import AnyTrigger
 
 __all__ = [
     "Cursor",
     "Definition",
+    "JitterForm",
     "Pending",
     "Policies",
     "Request",
@@ -36,6 +37,13 @@ class RetryForm(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     never_on: tuple[str, ...] = ()
 
 
+class JitterForm(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A Jitter as it is stored."""
+
+    seconds: float
+    random: bool = False
+
+
 class Policies(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """How a job is to be run; None: as its task, then as the scheduler says."""
 
@@ -45,6 +53,14 @@ class Policies(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     abandon_after: float | None = None
     on_exhausted: OnExhausted | None = None
     max_crashes: int | None = None
+    misfire_grace: float | None = None
+    catch_up: CatchUp | None = None
+    max_catch_up: int | None = None
+    overlap: Overlap | None = None
+    max_instances: int | None = None
+    jitter: JitterForm | None = None
+    max_runs: int | None = None
+    pause_after_failures: int | None = None
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -120,6 +136,10 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True, gc=False):
     #: The hold that policy put it on, and its wake time: a one-shot out of attempts, or a job that is to rest after that;
     #: ``done`` in its place: it has finished, and is to go though an update kept it.
     over: tuple[str, float | None] | None = None
+    #: Fire times that have come to their end, for ``max_runs``.
+    runs: int = 0
+    #: Fire times up to then passed while the job ran and are queued behind it: each of them runs.
+    queued_until: float | None = None
 
 
 class RunForm(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 
 from asyncsched.clock import Clock, SystemClock
 from asyncsched.contract import JobStore, Record
+from asyncsched.definition import Policies
 from asyncsched.errors import (
     AlreadyRunning,
     AsyncSchedError,
@@ -46,6 +47,7 @@ from asyncsched.lifespans import Lifespans
 from asyncsched.model import Job, Retention, Retry
 from asyncsched.processes import ProcessPool
 from asyncsched.registry import AnyTask, Registry
+from asyncsched.rules import Rules, rules_of
 from asyncsched.shelf import Shelf
 from asyncsched.slots import Slots
 from asyncsched.stores import store_from_url
@@ -63,6 +65,7 @@ _FLUSH_S = 5.0
 #: A stop whose caller was cancelled has so long for all that it must do.
 _STOP_S = 30.0
 _DATA = DataSerializer()
+_NO_POLICIES = Policies()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,14 +89,16 @@ class Options:
             raise DefinitionError(f"concurrency must be 1 or more, not {self.concurrency!r}")
         if not 0 <= self.poll_jitter < 1:
             raise DefinitionError(f"poll_jitter must lie between 0 and 1, not {self.poll_jitter!r}")
-        policies_from(self.defaults)
+        checked = policies_from(self.defaults)
+        if checked.jitter is not None:
+            self.defaults = {**self.defaults, "jitter": checked.jitter}
         self.defaults = {
             name: to_seconds(value, name) if name in _DURATIONS and value is not None else value
             for name, value in self.defaults.items()
         }
 
 
-_DURATIONS = ("timeout", "cancel_grace", "abandon_after")
+_DURATIONS = ("timeout", "cancel_grace", "abandon_after", "misfire_grace")
 
 
 class Engine:
@@ -118,7 +123,7 @@ class Engine:
         self.options = options
         self.registry = Registry()
         self.bus = Bus(self.logger)
-        self.composer = Composer(self.dump, self.load)
+        self.composer = Composer(self.dump, self.load, self.rules)
         self.stores: dict[str, JobStore] = {}
         for alias, given in _stores_from(stores).items():
             self.stores[alias] = store_from_url(given) if isinstance(given, str) else given
@@ -126,6 +131,7 @@ class Engine:
         self.workers: dict[str, Worker] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
         self._facade = facade
+        self._default_rules = rules_of(_NO_POLICIES, options.defaults)
         self._lifespan = lifespan
         self._serializer: Serializer = serializer or DataSerializer()
         self._clock_is_given = clock is not None
@@ -435,6 +441,10 @@ class Engine:
         except Exception as error:
             raise SerializationError(f"{path}: cannot be stored: {type(error).__name__}: {error}") from error
 
+    def rules(self, policies: Policies) -> Rules:
+        """The policies that count: the job's own, else this scheduler's defaults."""
+        return self._default_rules if policies == _NO_POLICIES else rules_of(policies, self.options.defaults)
+
     def load(self, data: bytes) -> Any:
         """Decode what any scheduler with this serializer, or with the default one, has encoded."""
         known = [serializer for serializer in (self._serializer, _DATA) if serializer.tag == data[:1]]
@@ -461,6 +471,7 @@ class Engine:
             logger=self.logger,
             middleware=self.options.middleware,
             defaults=self.options.defaults,
+            rules=self.rules,
             enter=self._enter_task,
             threads=self._thread_pool,
             processes=self._processes,

@@ -20,11 +20,12 @@ import msgspec
 from asyncsched.clock import Clock, Timer
 from asyncsched.codec import retry_from
 from asyncsched.contract import Record
-from asyncsched.definition import Definition
+from asyncsched.definition import Definition, Policies
 from asyncsched.errors import NoCurrentRun, RunTimeout, SerializationError
 from asyncsched.model import Carry, Finish, GiveUp, Outcome, Retry, RetryLater, Run, Snooze
 from asyncsched.plan import Ended, Start
 from asyncsched.registry import Task
+from asyncsched.rules import Rules
 from asyncsched.units import to_datetime, to_instant
 
 __all__ = ["CurrentRun", "Execution", "Host", "Middleware", "current_run"]
@@ -32,7 +33,7 @@ __all__ = ["CurrentRun", "Execution", "Host", "Middleware", "current_run"]
 T = TypeVar("T")
 
 #: Why a run is being cancelled.
-Reason = Literal["timeout", "shutdown", "lost", "cancel"]
+Reason = Literal["timeout", "shutdown", "lost", "cancel", "overlap"]
 
 _MAX_TRACEBACK = 16_000
 _MAX_ERROR = 2_000
@@ -58,6 +59,8 @@ class Host:
     logger: logging.Logger
     middleware: Sequence[Middleware]
     defaults: Mapping[str, Any]
+    #: The policies that count for a job.
+    rules: Callable[[Policies], Rules]
     #: Enters the task's lifespan unless that was done.
     enter: Callable[[Task[..., Any]], Awaitable[None]]
     threads: Callable[[], ThreadPoolExecutor]
@@ -117,6 +120,8 @@ class Execution(msgspec.Struct, eq=False):
     annotations: dict[str, Any] | None = None
     is_abandoned: bool = False
     timer: Timer | None = None
+    #: Makes way for the next fire time.
+    overlap_timer: Timer | None = None
     facade: CurrentRun | None = None
 
     # -- the call ------------------------------------------------------------------------------------------------------
@@ -264,7 +269,14 @@ class Execution(msgspec.Struct, eq=False):
         if self.work is not None:
             self.work.cancel()
 
+    def give_way_at(self, instant: float) -> None:
+        """Cancel the run at this monotonic instant: its next fire time has come."""
+        self.overlap_timer = self.host.clock.call_at(instant, lambda: self.cancel("overlap"))
+
     def _drop_timer(self) -> None:
+        if self.overlap_timer is not None:
+            self.overlap_timer.cancel()
+            self.overlap_timer = None
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -278,7 +290,7 @@ class Execution(msgspec.Struct, eq=False):
             self._finish_carrying(result)
         elif self.end is None:
             # The way of most runs, and so the shortest.
-            if self.timer is not None:
+            if self.timer is not None or self.overlap_timer is not None:
                 self._drop_timer()
             self.result = result
             finished = self.owner.now()
@@ -304,6 +316,8 @@ class Execution(msgspec.Struct, eq=False):
             self._finish_failed(error, "timed_out")
         elif self.reason == "shutdown":
             self._finish("cancelled", error="cancelled by a shutdown", again=True)
+        elif self.reason == "overlap":
+            self._finish("cancelled", error="cancelled for its next fire time")
         else:
             self._finish("cancelled", error="cancelled")
 

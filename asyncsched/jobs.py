@@ -13,12 +13,13 @@ from msgspec.structs import replace
 
 from asyncsched.codec import decode_cursor, decode_definition, encode, retry_to
 from asyncsched.contract import Record, Update
-from asyncsched.definition import MAX_REQUESTS, Cursor, Definition, Policies, Request
+from asyncsched.definition import MAX_REQUESTS, Cursor, Definition, JitterForm, Policies, Request
 from asyncsched.errors import DefinitionError, JobPaused, SerializationError, TooManyRequests
 from asyncsched.ids import check_id, check_name, new_id
-from asyncsched.model import Job, JobState, OnExhausted, Retry
-from asyncsched.plan import next_fire, synced, wake_of
+from asyncsched.model import CatchUp, Jitter, Job, JobState, OnExhausted, Overlap, Retry
+from asyncsched.plan import due_of, next_fire, synced, wake_of
 from asyncsched.registry import Call, Task
+from asyncsched.rules import Rules
 from asyncsched.triggers import AnyTrigger, Manual, Once, Trigger, manual, parse_trigger
 from asyncsched.units import Duration, to_datetime, to_seconds
 
@@ -41,6 +42,20 @@ class PolicyArgs(TypedDict, total=False):
     on_exhausted: OnExhausted
     #: Lost claims in a row before the job is quarantined.
     max_crashes: int
+    #: A fire time does not run if it would start later than this after it was due (seconds or timedelta; None: however late).
+    misfire_grace: Duration | None
+    #: Which fire times run of those that passed while nobody ran; the others are decisions.
+    catch_up: CatchUp
+    #: How many fire times are caught up with, or queue behind a run; the newest are kept.
+    max_catch_up: int
+    #: What becomes of fire times that come while the job runs.
+    overlap: Overlap
+    #: Start up to so much later, by the job and the fire time; Jitter(30, random=True): without a pattern.
+    jitter: Duration | Jitter | None
+    #: The job ends after so many fire times.
+    max_runs: int | None
+    #: The job is paused after so many failures in a row.
+    pause_after_failures: int | None
 
 
 class JobChanges(PolicyArgs, total=False):
@@ -80,7 +95,13 @@ class JobSpec(msgspec.Struct, frozen=True):
 _NO_POLICIES = Policies()
 #: What paths to arguments begin with until it is known whether they are positional.
 _ROOT = "arguments"
-_DURATIONS = ("timeout", "cancel_grace", "abandon_after")
+_DURATIONS = ("timeout", "cancel_grace", "abandon_after", "misfire_grace")
+_COUNTS = ("max_crashes", "max_catch_up", "max_runs", "pause_after_failures")
+_CHOICES = {
+    "on_exhausted": ("keep", "remove", "pause"),
+    "catch_up": ("latest", "earliest", "all", "none"),
+    "overlap": ("skip", "queue_one", "queue_all", "cancel_running"),
+}
 _SPEC_FIELDS = frozenset(JobSpec.__struct_fields__) - {"task", "args", "kwargs", "policies"}
 _POLICY_NAMES = frozenset(PolicyArgs.__annotations__)
 
@@ -105,17 +126,27 @@ def _checked_policy(name: str, value: Any) -> Any:
         return retry_to(value)
     if name in _DURATIONS:
         return to_seconds(value, name, positive=name == "timeout")
-    if name == "on_exhausted" and value not in ("keep", "remove", "pause"):
-        raise DefinitionError(f'on_exhausted must be "keep", "remove" or "pause", not {value!r}')
-    if name == "max_crashes" and (type(value) is not int or value < 1):
-        raise DefinitionError(f"max_crashes must be 1 or more, not {value!r}")
+    if name == "jitter":
+        jitter = value if isinstance(value, Jitter) else Jitter(value)
+        return JitterForm(cast(float, jitter.seconds), jitter.random)
+    if name in _CHOICES and value not in _CHOICES[name]:
+        choices = ", ".join(f'"{choice}"' for choice in _CHOICES[name])
+        raise DefinitionError(f"{name} must be one of {choices}, not {value!r}")
+    if name in _COUNTS and (type(value) is not int or value < 1):
+        raise DefinitionError(f"{name} must be 1 or more, not {value!r}")
     return value
 
 
 class Composer:
     """Makes records of what users write, for one scheduler."""
 
-    def __init__(self, dump: Callable[[Any, str], bytes], load: Callable[[bytes], Any]) -> None:
+    def __init__(
+        self,
+        dump: Callable[[Any, str], bytes],
+        load: Callable[[bytes], Any],
+        rules: Callable[[Policies], Rules],
+    ) -> None:
+        self._rules = rules
         self._dump = dump
         self._load = load
         # Of its own, so that two schedulers of one process never take each other's adds for their own lost ones.
@@ -135,6 +166,9 @@ class Composer:
             error.job_id, error.store, error.task = error.job_id or spec.id, spec.store, task.name
             raise
         wake_at = None if definition.paused else definition.first
+        if wake_at is not None and definition.policies.jitter is not None and not spec.run_immediately:
+            rules = self._rules(definition.policies)
+            wake_at = due_of(definition.trigger, wake_at, rules, (id, f"{self._births + 1:x}"))
         hold = "paused" if definition.paused else None
         self._births += 1
         birth = f"{self._births:x}"
@@ -307,7 +341,11 @@ class Composer:
     def _update(self, record: Record, new: Definition, now: float, *, clear: bool) -> Update:
         """The update that writes *new*. Without *clear* a record that is held back stays so."""
         cursor = decode_cursor(record.cursor)
-        hold, wake_at = ("paused", None) if new.paused else (None, wake_of(new, cursor, now))
+        hold, wake_at = (
+            ("paused", None)
+            if new.paused
+            else (None, wake_of(new, cursor, now, self._rules(new.policies), (record.id, record.birth)))
+        )
         if record.hold is not None and not clear:
             hold, wake_at = record.hold, record.wake_at
         return Update(

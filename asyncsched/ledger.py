@@ -32,7 +32,9 @@ class Ledger:
         end, record = execution.end, execution.record
         assert end is not None
         try:
-            step = ended(execution.definition, execution.start, end)
+            definition = execution.definition
+            rules = self._host.rules(definition.policies)
+            step = ended(definition, execution.start, end, rules, (record.id, record.birth))
         except Exception as error:
             self._host.logger.exception("job %r is quarantined: its trigger failed", record.id)
             span = Span("quarantined", end.finished, end.finished, 1, False, _detail(error))

@@ -17,12 +17,15 @@ from asyncsched.units import Duration, to_instant, to_seconds
 
 __all__ = [
     "Carry",
+    "CatchUp",
     "Decision",
     "Finish",
     "GiveUp",
+    "Jitter",
     "Job",
     "JobState",
     "Outcome",
+    "Overlap",
     "Receipt",
     "Retention",
     "Retry",
@@ -41,6 +44,10 @@ Outcome = Literal["succeeded", "failed", "timed_out", "cancelled", "lost"]
 JobState = Literal["scheduled", "running", "paused", "failed", "quarantined"]
 
 OnExhausted = Literal["keep", "remove", "pause"]
+#: Which of the fire times that passed while nobody ran are run: the last, the first, each (within a bound), or none.
+CatchUp = Literal["latest", "earliest", "all", "none"]
+#: What becomes of fire times that come while the job runs.
+Overlap = Literal["skip", "queue_one", "queue_all", "cancel_running", "allow"]
 
 #: Delays are cut here (about 31 years) so that no exponent overflows.
 _LONGEST_S = 1e9
@@ -121,6 +128,21 @@ class Retry:
             return 0.0
         exponent = min(failed_attempt - 1, _MANY) * math.log(self.multiplier)
         return base * math.exp(exponent) if exponent + math.log(base) < math.log(_LONGEST_S) else _LONGEST_S
+
+
+@dataclass(frozen=True, slots=True)
+class Jitter:
+    """Start up to so much later than the trigger says, so that jobs of one time do not all start at once.
+
+    The delay follows from the job and the fire time, so it is the same wherever it is computed; with *random* it differs from
+    one fire time to the next without any pattern. It never reaches the next fire time, and shifts none.
+    """
+
+    seconds: Duration
+    random: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seconds", to_seconds(self.seconds, "Jitter(seconds=)"))
 
 
 @dataclass(frozen=True, slots=True)

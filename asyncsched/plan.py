@@ -13,9 +13,10 @@ import msgspec
 from msgspec.structs import replace
 
 from asyncsched.definition import Cursor, Definition, Pending, Request, Tally
-from asyncsched.errors import TriggerError
+from asyncsched.late import Key, Span, moved_on, newest_of, sort_out
 from asyncsched.model import Outcome
-from asyncsched.triggers import Manual
+from asyncsched.rules import DEFAULT_RULES, Rules
+from asyncsched.triggers import AnyTrigger, Manual, Passed
 
 __all__ = [
     "Ended",
@@ -23,6 +24,7 @@ __all__ = [
     "Start",
     "Step",
     "decide",
+    "due_of",
     "ended",
     "is_quarantined",
     "next_fire",
@@ -33,19 +35,10 @@ __all__ = [
 
 #: Claims in a row that may be lost before a job is quarantined.
 MAX_CRASHES = 5
+#: Jitter of a job that has none needs no key.
+NO_KEY: Key = ("", "")
 #: In the place of a hold: the record is to go.
 _DONE = "done"
-
-
-class Span(msgspec.Struct, frozen=True, gc=False):
-    """Fire times that do not run, and why."""
-
-    reason: str
-    first: float
-    last: float
-    count: int
-    more: bool = False
-    detail: str | None = None
 
 
 class Start(msgspec.Struct, frozen=True, gc=False):
@@ -112,7 +105,13 @@ def synced(definition: Definition, cursor: Cursor) -> Cursor:
 
 
 def decide(
-    definition: Definition, cursor: Cursor, hold: str | None, now: float, ahead_s: float = 0.0
+    definition: Definition,
+    cursor: Cursor,
+    hold: str | None,
+    now: float,
+    ahead_s: float = 0.0,
+    rules: Rules = DEFAULT_RULES,
+    key: Key = NO_KEY,
 ) -> Start | Step:
     """What a record claimed at *now* is to do. With *ahead_s* it may be due so much later."""
     spans: tuple[Span, ...] = ()
@@ -137,16 +136,24 @@ def decide(
         hold, wake_at = cursor.over
         return Step(cursor, None, delete=True) if hold == _DONE else Step(cursor, wake_at, hold, spans=spans)
     horizon = now + ahead_s
-    if pending is not None:
-        if pending.due > horizon:
-            return Step(cursor, pending.due, spans=spans)
-        return Start(pending.fire, pending.due, pending.failed + 1, pending.request, cursor, spans)
     fire = cursor.next
+    if pending is not None and not _gives_way(cursor, rules, now):
+        if pending.due > horizon:
+            return Step(cursor, wake_of(definition, cursor, now, rules, key), spans=spans)
+        return Start(pending.fire, pending.due, pending.failed + 1, pending.request, cursor, spans)
     if fire is None:
         return Step(cursor, None, delete=not _stays(definition), spans=spans)
-    if fire > horizon:
-        return Step(cursor, fire, spans=spans)
-    return _due(definition, cursor, fire, now, spans)
+    due = due_of(definition.trigger, fire, rules, key)
+    if due > horizon:
+        return Step(cursor, due, spans=spans)
+    return _due(
+        definition, replace(cursor, pending=None) if pending else cursor, fire, now, spans, rules, key
+    )
+
+
+def _gives_way(cursor: Cursor, rules: Rules, now: float) -> bool:
+    """Whether a pending attempt is dropped for the next fire time, as a running one would be cancelled for it."""
+    return rules.overlap == "cancel_running" and cursor.next is not None and cursor.next <= now
 
 
 def next_request(definition: Definition, cursor: Cursor) -> Request | None:
@@ -166,75 +173,53 @@ def _stays(definition: Definition) -> bool:
     return isinstance(definition.trigger, Manual)
 
 
-def _moved_on(following: float | None, fire: float) -> float | None:
-    """Refuse a fire time that is not later than the one before it: the job would run again and again."""
-    if following is not None and following <= fire:
-        raise TriggerError(
-            f"the trigger names {following!r} as the fire time after {fire!r}, which is not later"
-        )
-    return following
+def _due(
+    definition: Definition,
+    cursor: Cursor,
+    fire: float,
+    now: float,
+    spans: tuple[Span, ...],
+    rules: Rules,
+    key: Key,
+) -> Start | Step:
+    """A fire time has come: run it, or what policy puts in its place."""
+    late = sort_out(definition.trigger, cursor, fire, now, rules, key)
+    spans += late.spans
+    if late.fire is not None:
+        if late.fire != fire:
+            cursor = replace(cursor, next=late.fire)
+        due = rules.due(key, late.fire, late.following)
+        return Start(late.fire, due, 1, 0, cursor, spans, late.following)
+    skipped = sum(span.count for span in late.spans)
+    tally = replace(cursor.tally, skipped=cursor.tally.skipped + skipped)
+    cursor = replace(cursor, next=late.following, tally=tally, queued_until=None)
+    if late.following is None:
+        return Step(cursor, None, delete=not _stays(definition), spans=spans)
+    return Step(cursor, due_of(definition.trigger, late.following, rules, key), spans=spans)
 
 
-def _due(definition: Definition, cursor: Cursor, fire: float, now: float, spans: tuple[Span, ...]) -> Start:
-    """The latest fire time that has come runs; the ones before it are coalesced into it."""
-    trigger = definition.trigger
-    if not trigger.recurs:
-        return Start(fire, fire, 1, 0, cursor, spans)
-    following = _moved_on(trigger.next(fire), fire)
-    if following is None or following > now:
-        return Start(fire, fire, 1, 0, cursor, spans, following)
-    passed = trigger.passed(fire, now)
-    if passed.last is None:
-        return Start(fire, fire, 1, 0, cursor, spans)
-    before = trigger.previous(passed.last - 1e-6)
-    last = fire if before is None or before < fire else before
-    span = Span("coalesced", fire, last, passed.count, passed.more)
-    return Start(passed.last, passed.last, 1, 0, cursor, (*spans, span), passed.next)
-
-
-def ended(definition: Definition, start: Start, end: Ended) -> Step:
+def ended(
+    definition: Definition, start: Start, end: Ended, rules: Rules = DEFAULT_RULES, key: Key = NO_KEY
+) -> Step:
     """What becomes of the record after a run.
 
     The cursor of a step that deletes says that the job is over, for the case that it was updated meanwhile and stays.
     """
     trigger = definition.trigger
     recurs = trigger.recurs
-    if (
-        end.outcome == "succeeded"
-        and not recurs
-        and not start.request
-        and end.next_at is None
-        and not definition.requests
+    if end.outcome == "succeeded" and not (
+        end.finish or end.next_at or end.carried or start.request or definition.requests
     ):
-        return Step(_done(definition.rev), None, None, True, start.spans)
-    cursor = start.cursor
-    following = start.following
-    if (
-        following is not None
-        and following > end.finished
-        and end.outcome == "succeeded"
-        and cursor.over is None
-        and not (
-            end.finish
-            or end.next_at
-            or end.carried
-            or definition.requests
-            or start.request
-            or definition.paused
-        )
-    ):
-        # The way of most recurring runs, and so the shortest.
-        tally = _counted(cursor.tally, end, sum(span.count for span in start.spans))
-        return Step(
-            Cursor(cursor.rev, following, None, cursor.request, cursor.carried, tally),
-            following,
-            spans=start.spans,
-        )
-    next_, passed = _advanced(definition, start, end)
+        if not recurs:
+            return Step(_done(definition.rev), None, None, True, start.spans)
+        if _goes_on(definition, start, end, rules):
+            return _gone_on(trigger, start, end, rules, key)
+    next_, passed, queued_until = _advanced(definition, start, end, rules)
     spans = start.spans + passed
     pending = _pending(start, end)
     if end.next_at is not None and pending is None:
         next_ = end.next_at
+    cursor = start.cursor
     rests = cursor.over is not None and cursor.over[0] == "paused"
     cursor = Cursor(
         cursor.rev,
@@ -244,14 +229,52 @@ def ended(definition: Definition, start: Start, end: Ended) -> Step:
         cursor.carried if end.carried is None else end.carried,
         _counted(cursor.tally, end, sum(span.count for span in spans)),
         cursor.over if rests and not end.finish else None,
+        cursor.runs + (pending is None and start.request == 0),
+        queued_until,
     )
-    is_out_of_attempts = end.outcome in ("failed", "timed_out") and pending is None
-    if is_out_of_attempts and recurs and end.on_exhausted != "keep":
-        return _exhausted(cursor, end, spans)
+    return _step_after(definition, cursor, end, spans, rules, key)
+
+
+def _goes_on(definition: Definition, start: Start, end: Ended, rules: Rules) -> bool:
+    """Whether a recurring job just goes on to its following fire time: the way of most runs, and so the shortest."""
+    following, cursor = start.following, start.cursor
+    return (
+        following is not None
+        and following > end.finished
+        and cursor.over is None
+        and not definition.paused
+        and rules.max_runs is None
+        and not _after_finish(definition.trigger)
+    )
+
+
+def _gone_on(trigger: AnyTrigger, start: Start, end: Ended, rules: Rules, key: Key) -> Step:
+    cursor, following = start.cursor, start.following
+    assert following is not None
+    tally = _counted(cursor.tally, end, sum(span.count for span in start.spans))
+    cursor = Cursor(cursor.rev, following, None, cursor.request, cursor.carried, tally, None, cursor.runs + 1)
+    return Step(cursor, due_of(trigger, following, rules, key), spans=start.spans)
+
+
+def _step_after(
+    definition: Definition, cursor: Cursor, end: Ended, spans: tuple[Span, ...], rules: Rules, key: Key
+) -> Step:
+    """What becomes of a record whose cursor has been moved on."""
+    recurs = definition.trigger.recurs
+    if end.outcome in ("failed", "timed_out") and cursor.pending is None and recurs:
+        if end.on_exhausted != "keep":
+            return _exhausted(cursor, end, spans)
+        limit = rules.pause_after_failures
+        if limit is not None and cursor.tally.consecutive_failures >= limit:
+            return Step(replace(cursor, over=("paused", None)), None, "paused", spans=spans)
+    if rules.max_runs is not None and cursor.pending is None and cursor.runs >= rules.max_runs and recurs:
+        if cursor.next is not None:
+            spans = (*spans, Span("ended", cursor.next, cursor.next, 1, True, f"max_runs={rules.max_runs}"))
+        return Step(replace(cursor, next=None, over=(_DONE, None)), None, delete=True, spans=spans)
     requested = bool(definition.requests) and next_request(definition, cursor) is not None and not end.finish
     if requested or cursor.over or next_fire(cursor) is not None or (_stays(definition) and not end.finish):
         hold = "paused" if definition.paused or cursor.over else None
-        return Step(cursor, wake_of(definition, cursor, end.finished), hold, spans=spans)
+        return Step(cursor, wake_of(definition, cursor, end.finished, rules, key), hold, spans=spans)
     if end.outcome == "succeeded" or end.finish or recurs:
         return Step(replace(cursor, over=(_DONE, None)), None, delete=True, spans=spans)
     return _exhausted(cursor, end, spans)
@@ -281,35 +304,74 @@ def _exhausted(cursor: Cursor, end: Ended, spans: tuple[Span, ...]) -> Step:
     return Step(replace(cursor, over=(hold, wake_at)), wake_at, hold, spans=spans)
 
 
-def _advanced(definition: Definition, start: Start, end: Ended) -> tuple[float | None, tuple[Span, ...]]:
-    """The next scheduled fire time after the run, and those that it overlapped.
+def _advanced(
+    definition: Definition, start: Start, end: Ended, rules: Rules
+) -> tuple[float | None, tuple[Span, ...], float | None]:
+    """The next scheduled fire time after the run, those that it overlapped, and until when they are queued.
 
     A pending attempt counts as running. A fire time that came before a first attempt started stays due.
     """
-    trigger = definition.trigger
-    first_of_schedule = start.request == 0 and start.cursor.pending is None
+    trigger, cursor = definition.trigger, start.cursor
+    first_of_schedule = start.request == 0 and cursor.pending is None
     if not trigger.recurs:
-        return (None if start.request == 0 else start.cursor.next), ()
-    first = start.cursor.next
+        return (None if start.request == 0 else cursor.next), (), None
+    if _after_finish(trigger) and start.request == 0:
+        return trigger.next(end.finished), (), None
+    first = cursor.next
     if first_of_schedule:
-        first = (
-            _moved_on(trigger.next(start.fire), start.fire) if start.following is None else start.following
-        )
-    if first is None or first > end.finished or (start.cursor.pending is None and first <= end.started):
-        return first, ()
+        first = moved_on(trigger.next(start.fire), start.fire) if start.following is None else start.following
+    queued = cursor.queued_until
+    if first is None or first > end.finished or (cursor.pending is None and first <= end.started):
+        return first, (), queued if first is not None and queued is not None and first <= queued else None
     passed = trigger.passed(first, end.finished)
     last = first if passed.last is None else passed.last
-    return passed.next, (Span("overlap", first, last, passed.count + 1, passed.more),)
+    return _overlapped(trigger, first, last, passed, end, rules)
 
 
-def wake_of(definition: Definition, cursor: Cursor, now: float) -> float | None:
-    """When the record wants attention next: a request now, else the pending attempt, else the next fire time."""
+def _overlapped(
+    trigger: AnyTrigger, first: float, last: float, passed: Passed, end: Ended, rules: Rules
+) -> tuple[float | None, tuple[Span, ...], float | None]:
+    """What becomes of the fire times that came while the job ran."""
+    count, more = passed.count + 1, passed.more
+    if rules.overlap == "queue_all":
+        kept, dropped = newest_of(trigger, first, last, count, rules.max_catch_up)
+        before = trigger.previous(kept - 1e-6)
+        spans = (Span("buffer_full", first, before or first, dropped, more),) if dropped else ()
+        return kept, spans, end.finished
+    if rules.overlap in ("queue_one", "cancel_running"):
+        before = trigger.previous(last - 1e-6)
+        spans = (Span("overlap", first, before or first, count - 1, more),) if count > 1 else ()
+        return last, spans, last
+    return passed.next, (Span("overlap", first, last, count, more),), None
+
+
+def _after_finish(trigger: AnyTrigger) -> bool:
+    """Whether the trigger counts from the end of a run."""
+    return getattr(trigger, "after_finish", False) is True
+
+
+def wake_of(
+    definition: Definition, cursor: Cursor, now: float, rules: Rules = DEFAULT_RULES, key: Key = NO_KEY
+) -> float | None:
+    """When the record wants attention next: a request now, else the pending attempt, else when the next fire time is due."""
     cursor = synced(definition, cursor)
     if definition.requests and next_request(definition, cursor) is not None:
         return now
     if definition.paused:
         return None
-    return next_fire(cursor) if cursor.over is None else cursor.over[1]
+    if cursor.over is not None:
+        return cursor.over[1]
+    due = None if cursor.next is None else due_of(definition.trigger, cursor.next, rules, key)
+    if cursor.pending is None:
+        return due
+    if due is None or rules.overlap != "cancel_running":
+        return cursor.pending.due
+    return min(due, cursor.pending.due)
+
+
+def due_of(trigger: AnyTrigger, fire: float, rules: Rules, key: Key) -> float:
+    """When a fire time is due: with its jitter, which ends before the next one."""
+    return fire if rules.jitter is None else rules.due(key, fire, trigger.next(fire))
 
 
 def next_fire(cursor: Cursor) -> float | None:

@@ -391,7 +391,9 @@ class Worker:
             cursor = decode_cursor(record.cursor)
             if record.tries > 1:
                 self._refuse_crasher(record, definition.policies.max_crashes)
-            step = decide(definition, cursor, record.hold, now, self._settings.lookahead_s)
+            rules = self.host.rules(definition.policies)
+            key = (record.id, record.birth)
+            step = decide(definition, cursor, record.hold, now, self._settings.lookahead_s, rules, key)
         except NewerFormatError as error:
             self._hand_back(record, str(error))
             return
@@ -409,6 +411,8 @@ class Worker:
             return
         execution = self.held[record.id] = Execution(self, record, definition, step, task, trusted_until)
         self._slots.take(record.queue)
+        if rules.overlap == "cancel_running" and step.following is not None:
+            execution.give_way_at(step.following - self._offset)
         if step.due > now:
             self._clock.call_at(step.due - self._offset, lambda: self._launch(execution))
         else:

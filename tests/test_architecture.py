@@ -27,6 +27,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("contract", "triggers"),
     ("model",),
     ("definition",),
+    ("rules",),
+    ("late",),
     ("plan", "codec", "events", "stores"),
     ("registry",),
     ("execution", "pool"),
@@ -65,7 +67,7 @@ STORE_SEES = frozenset({"contract", "errors", "clock"})
 STORE_USES = frozenset({"anyio", "msgspec"})
 
 #: Pure rooms, and what would make them impure.
-PURE_ROOMS = frozenset({"model", "plan", "triggers", "units", "definition"})
+PURE_ROOMS = frozenset({"model", "plan", "late", "rules", "triggers", "units", "definition"})
 IMPURE = frozenset({"asyncio", "anyio", "time", f"{PACKAGE}.clock"})
 
 #: The room that reads the time, and the ways in which others could.
