@@ -22,6 +22,7 @@ from asyncsched.events import (
     RunTimedOut,
 )
 from asyncsched.execution import Execution
+from asyncsched.ids import base_id
 from asyncsched.model import Outcome
 from asyncsched.plan import Span
 from asyncsched.units import to_datetime
@@ -114,7 +115,7 @@ class Announcer:
         return {
             "at": to_datetime(self._now()),
             "store": self._alias,
-            "job_id": record.id,
+            "job_id": base_id(record.id),
             "task": record.task,
             "name": record.task if definition is None or definition.name is None else definition.name,
             "queue": record.queue,

@@ -22,6 +22,7 @@ from asyncsched.codec import retry_from
 from asyncsched.contract import Record
 from asyncsched.definition import Definition, Policies
 from asyncsched.errors import NoCurrentRun, RunTimeout, SerializationError
+from asyncsched.ids import base_id
 from asyncsched.model import Carry, Finish, GiveUp, Outcome, Retry, RetryLater, Run, Snooze
 from asyncsched.plan import Ended, Start
 from asyncsched.registry import Task
@@ -398,8 +399,8 @@ class Execution(msgspec.Struct, eq=False):
         """The run as it stands now."""
         record, start, end = self.record, self.start, self.end
         return Run(
-            id=f"{record.id}@{record.fence}",
-            job_id=record.id,
+            id=f"{base_id(record.id)}@{record.fence}",
+            job_id=base_id(record.id),
             task=record.task,
             fire_time=to_datetime(start.fire),
             due_at=to_datetime(start.due),
@@ -430,7 +431,7 @@ class CurrentRun:
 
     @property
     def job_id(self) -> str:
-        return self._execution.record.id
+        return base_id(self._execution.record.id)
 
     @property
     def name(self) -> str:
@@ -505,7 +506,7 @@ class CurrentRun:
         """The same for every attempt at this fire time, and for no other."""
         execution = self._execution
         request = f"r{execution.start.request}" if execution.start.request else "s"
-        return f"{execution.record.id}:{execution.record.birth}:{request}:{round(execution.start.fire * 1e6)}"
+        return f"{base_id(execution.record.id)}:{execution.record.birth}:{request}:{round(execution.start.fire * 1e6)}"
 
     @property
     def scheduler(self) -> Any:

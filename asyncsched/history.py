@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from asyncsched.codec import decode_cursor, decode_run, decode_span
-from asyncsched.contract import Entry, Filter, JobStore
+from asyncsched.codec import decode_cursor, decode_definition, decode_run, decode_span
+from asyncsched.contract import Entry, Filter, JobStore, Record
 from asyncsched.definition import RunForm, Tally
 from asyncsched.errors import RunLookupError, SerializationError
 from asyncsched.model import Decision, Run, Stats
@@ -64,7 +64,7 @@ class History:
         if job_id is not None:
             for store in self._stores().values():
                 record = (await store.get([job_id])).get(job_id)
-                if record is not None:
+                if record is not None and not _runs_in_children(record):
                     return _stats(decode_cursor(record.cursor).tally)
             return _stats(await self._tally_of_log(job_id, set()))
         tally, known = Tally(), set[str]()
@@ -150,6 +150,14 @@ def _decision(entry: Entry) -> Decision:
         decided_at=to_datetime(entry.at),
         detail=span.detail,
     )
+
+
+def _runs_in_children(record: Record) -> bool:
+    """Whether its runs are those of its children, which leave nothing but the log."""
+    try:
+        return decode_definition(record.body).policies.overlap == "allow"
+    except SerializationError:
+        return False
 
 
 def _tally_of(cursor: bytes) -> Tally:

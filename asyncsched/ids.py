@@ -8,7 +8,7 @@ import threading
 from asyncsched.clock import host_time
 from asyncsched.errors import DefinitionError
 
-__all__ = ["check_id", "check_name", "new_id"]
+__all__ = ["base_id", "check_id", "check_name", "new_id"]
 
 _lock = threading.Lock()
 _last = 0
@@ -38,6 +38,11 @@ def check_id(id: str, what: str = "a job's id") -> str:
         raise DefinitionError(f"{what} must not contain NUL or '#' (which is reserved): {id!r}")
     _check_encodable(id, what)
     return id
+
+
+def base_id(id: str) -> str:
+    """The id of the job that a child (``id#0``) belongs to; a job's own id as it is."""
+    return id.partition("#")[0]
 
 
 def check_name(name: str, what: str) -> str:

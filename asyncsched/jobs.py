@@ -19,7 +19,7 @@ from asyncsched.ids import check_id, check_name, new_id
 from asyncsched.model import CatchUp, Jitter, Job, JobState, OnExhausted, Overlap, Retry
 from asyncsched.plan import due_of, next_fire, synced, wake_of
 from asyncsched.registry import Call, Task
-from asyncsched.rules import Rules
+from asyncsched.rules import Rules, family_of
 from asyncsched.triggers import AnyTrigger, Manual, Once, Trigger, manual, parse_trigger
 from asyncsched.units import Duration, to_datetime, to_seconds
 
@@ -50,6 +50,8 @@ class PolicyArgs(TypedDict, total=False):
     max_catch_up: int
     #: What becomes of fire times that come while the job runs.
     overlap: Overlap
+    #: With overlap="allow": how many runs may be under way at once (10).
+    max_instances: int
     #: Start up to so much later, by the job and the fire time; Jitter(30, random=True): without a pattern.
     jitter: Duration | Jitter | None
     #: The job ends after so many fire times.
@@ -96,11 +98,11 @@ _NO_POLICIES = Policies()
 #: What paths to arguments begin with until it is known whether they are positional.
 _ROOT = "arguments"
 _DURATIONS = ("timeout", "cancel_grace", "abandon_after", "misfire_grace")
-_COUNTS = ("max_crashes", "max_catch_up", "max_runs", "pause_after_failures")
+_COUNTS = ("max_crashes", "max_catch_up", "max_instances", "max_runs", "pause_after_failures")
 _CHOICES = {
     "on_exhausted": ("keep", "remove", "pause"),
     "catch_up": ("latest", "earliest", "all", "none"),
-    "overlap": ("skip", "queue_one", "queue_all", "cancel_running"),
+    "overlap": ("skip", "queue_one", "queue_all", "cancel_running", "allow"),
 }
 _SPEC_FIELDS = frozenset(JobSpec.__struct_fields__) - {"task", "args", "kwargs", "policies"}
 _POLICY_NAMES = frozenset(PolicyArgs.__annotations__)
@@ -216,6 +218,14 @@ class Composer:
     def metadata(self, definition: Definition) -> Mapping[str, Any]:
         found: Mapping[str, Any] = self._load(definition.metadata) if definition.metadata else {}
         return found
+
+    def family(self, record: Record) -> list[str]:
+        """The ids of a job's children, if it may have any."""
+        try:
+            definition = decode_definition(record.body)
+        except SerializationError:
+            return []
+        return family_of(record.id, self._rules(definition.policies))
 
     # -- edits: each gives the update that makes it, or None where nothing would change ---------------------------------
 

@@ -8,10 +8,11 @@ from msgspec.structs import replace
 
 from asyncsched.codec import encode
 from asyncsched.contract import Entry, Record, Settlement
-from asyncsched.definition import RunForm, SpanForm
+from asyncsched.definition import Definition, RunForm, SpanForm
 from asyncsched.errors import SerializationError
 from asyncsched.execution import Execution, Host
-from asyncsched.plan import Span, Step, ended
+from asyncsched.ids import base_id
+from asyncsched.plan import Span, Start, Step, child_of, ended, spread
 
 __all__ = ["Ledger"]
 
@@ -58,6 +59,21 @@ class Ledger:
             False,
             entries,
         )
+
+    def of_spread(
+        self, record: Record, definition: Definition, start: Start, slot: str | None, now: float
+    ) -> tuple[Settlement, Sequence[Span]]:
+        """The settlement that moves an overlapping job on and spawns its child, in the same step."""
+        rules, key = self._host.rules(definition.policies), (record.id, record.birth)
+        step = spread(definition, start, now, rules, key, has_slot=slot is not None)
+        settlement = self.of_step(record, step, now)
+        if slot is not None:
+            body = encode(child_of(definition, start))
+            child = Record(
+                slot, record.birth, record.queue, record.priority, record.task, start.due, None, body, b""
+            )
+            settlement = replace(settlement, spawn=(child,))
+        return settlement, step.spans
 
     def of_quarantine(self, record: Record, error: BaseException, now: float) -> Settlement:
         """Keep the record as it is, out of the way, with the reason in its log."""
@@ -120,7 +136,7 @@ class Ledger:
             result,
             metadata,
         )
-        return Entry(record.id, record.fence, "run", start.fire, end.finished, encode(form))
+        return Entry(base_id(record.id), record.fence, "run", start.fire, end.finished, encode(form))
 
     def _stored_result(self, execution: Execution) -> bytes:
         """A result that cannot be stored does not make a run fail; history says what is missing."""
@@ -149,7 +165,7 @@ class Ledger:
         """Log entries of decisions, and of the claim before this one where it was lost."""
         entries = [
             Entry(
-                record.id,
+                base_id(record.id),
                 record.fence,
                 span.reason,
                 span.first,
@@ -161,7 +177,7 @@ class Ledger:
         if record.prior is not None:
             error = f"its lease ended without a settlement ({record.tries - 1} lost in a row)"
             form = RunForm("lost", record.task, now, None, None, max(record.tries - 1, 1), "", error)
-            entries.append(Entry(record.id, record.prior, "lost", now, now, encode(form)))
+            entries.append(Entry(base_id(record.id), record.prior, "lost", now, now, encode(form)))
         return tuple(entries)
 
 

@@ -16,19 +16,22 @@ from asyncsched.definition import Cursor, Definition, Pending, Request, Tally
 from asyncsched.late import Key, Span, moved_on, newest_of, sort_out
 from asyncsched.model import Outcome
 from asyncsched.rules import DEFAULT_RULES, Rules
-from asyncsched.triggers import AnyTrigger, Manual, Passed
+from asyncsched.triggers import AnyTrigger, Manual, Once, Passed
 
 __all__ = [
     "Ended",
     "Span",
+    "Spread",
     "Start",
     "Step",
+    "child_of",
     "decide",
     "due_of",
     "ended",
     "is_quarantined",
     "next_fire",
     "next_request",
+    "spread",
     "synced",
     "wake_of",
 ]
@@ -55,6 +58,12 @@ class Start(msgspec.Struct, frozen=True, gc=False):
     spans: tuple[Span, ...] = ()
     #: The fire time after this one, where that is known already; None: it is not.
     following: float | None = None
+
+
+class Spread(msgspec.Struct, frozen=True, gc=False):
+    """Run beside what runs already: in a child of the job, while the job itself goes on to its next fire time."""
+
+    start: Start
 
 
 class Step(msgspec.Struct, frozen=True, gc=False):
@@ -112,8 +121,23 @@ def decide(
     ahead_s: float = 0.0,
     rules: Rules = DEFAULT_RULES,
     key: Key = NO_KEY,
-) -> Start | Step:
+) -> Start | Spread | Step:
     """What a record claimed at *now* is to do. With *ahead_s* it may be due so much later."""
+    step = _decided(definition, cursor, hold, now, ahead_s, rules, key)
+    if rules.overlap == "allow" and isinstance(step, Start) and definition.trigger.recurs:
+        return Spread(step)
+    return step
+
+
+def _decided(
+    definition: Definition,
+    cursor: Cursor,
+    hold: str | None,
+    now: float,
+    ahead_s: float,
+    rules: Rules,
+    key: Key,
+) -> Start | Step:
     spans: tuple[Span, ...] = ()
     if cursor.rev != definition.rev:
         spans = _resumed(definition)
@@ -233,6 +257,52 @@ def ended(
         queued_until,
     )
     return _step_after(definition, cursor, end, spans, rules, key)
+
+
+def child_of(definition: Definition, start: Start) -> Definition:
+    """The definition of a run of its own, at one fire time of an overlapping job."""
+    policies = replace(
+        definition.policies,
+        on_exhausted="remove",
+        overlap="skip",
+        catch_up="latest",
+        misfire_grace=None,
+        jitter=None,
+        max_runs=None,
+        pause_after_failures=None,
+    )
+    return replace(
+        definition,
+        trigger=Once(start.fire),
+        rev=1,
+        first=start.fire,
+        policies=policies,
+        paused=False,
+        requests=(),
+        resumed=None,
+    )
+
+
+def spread(
+    definition: Definition, start: Start, now: float, rules: Rules, key: Key, *, has_slot: bool
+) -> Step:
+    """Where an overlapping job goes on to, its child having been spawned; without a slot for one the fire time does not run."""
+    spans = start.spans
+    if not has_slot:
+        spans = (*spans, Span("max_instances", start.fire, start.fire, 1))
+    cursor = start.cursor
+    next_ = cursor.next
+    if start.request == 0:
+        next_ = (
+            moved_on(definition.trigger.next(start.fire), start.fire)
+            if start.following is None
+            else start.following
+        )
+    skipped = sum(span.count for span in spans)
+    tally = replace(cursor.tally, skipped=cursor.tally.skipped + skipped, last_run=now)
+    cursor = replace(cursor, next=next_, tally=tally, runs=cursor.runs + (has_slot and start.request == 0))
+    ended_ = Ended("succeeded", now, now)
+    return _step_after(definition, cursor, ended_, spans, rules, key)
 
 
 def _goes_on(definition: Definition, start: Start, end: Ended, rules: Rules) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 from asyncsched.definition import JitterForm, Policies
 from asyncsched.model import CatchUp, Overlap
 
-__all__ = ["DEFAULT_RULES", "Rules", "rules_of"]
+__all__ = ["DEFAULT_RULES", "Rules", "family_of", "rules_of"]
 
 
 class Rules(msgspec.Struct, frozen=True, gc=False):
@@ -23,7 +23,8 @@ class Rules(msgspec.Struct, frozen=True, gc=False):
     #: How many fire times are caught up with, or queue behind a run; the newest are kept.
     max_catch_up: int = 100
     overlap: Overlap = "skip"
-    max_instances: int = 1
+    #: How many runs an overlapping job may have under way.
+    max_instances: int = 10
     jitter: JitterForm | None = None
     max_runs: int | None = None
     pause_after_failures: int | None = None
@@ -47,6 +48,11 @@ def rules_of(policies: Policies, defaults: Mapping[str, Any]) -> Rules:
     given = {name: value for name in _FIELDS if (value := getattr(policies, name)) is not None}
     inherited = {name: defaults[name] for name in _FIELDS if defaults.get(name) is not None}
     return Rules(**{**inherited, **given})
+
+
+def family_of(id: str, rules: Rules) -> list[str]:
+    """The ids that the children of an overlapping job have: one for each slot."""
+    return [f"{id}#{n}" for n in range(rules.max_instances)] if rules.overlap == "allow" else []
 
 
 def _spread(key: tuple[str, str], fire: float, is_random: bool) -> float:

@@ -30,7 +30,7 @@ from asyncsched.events import (
 )
 from asyncsched.execution import Middleware
 from asyncsched.history import History
-from asyncsched.ids import check_name
+from asyncsched.ids import base_id, check_name
 from asyncsched.intake import Intake
 from asyncsched.jobs import JobChanges, JobSpec, PolicyArgs, TriggerLike
 from asyncsched.model import Job, JobState, Receipt, Retention, Retry, Run
@@ -427,7 +427,7 @@ class Scheduler:
         executions = [
             e for worker in self._engine.workers.values() for e in worker.held.values() if e.end is None
         ]
-        return [e.as_run() for e in executions if job_id is None or e.record.id == job_id]
+        return [e.as_run() for e in executions if job_id is None or base_id(e.record.id) == job_id]
 
     async def wait_job(
         self, id: str, timeout: Duration | None = None, *, store: str | None = None
@@ -546,7 +546,11 @@ class Scheduler:
     async def _change(
         self, shelf: Shelf, id: str, edit: Callable[[Record], Any], kind: type[JobEvent]
     ) -> Job:
-        job, is_changed = await shelf.change(id, edit)
+        job, is_changed = (
+            await shelf.change_family(id, edit)
+            if kind in (JobPausedEvent, JobResumed)
+            else await shelf.change(id, edit)
+        )
         if is_changed:
             self._engine.emit_job(kind, job)
         return job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Literal, TypeVar
@@ -190,14 +191,23 @@ class Shelf:
                 return record
             return None
 
+    async def change_family(self, id: str, edit: Callable[[Record], Update | None]) -> tuple[Job, bool]:
+        """As ``change``, for a job and the children that it has."""
+        record = await self.find(id)
+        for child in self.composer.family(record) if record is not None else ():
+            with contextlib.suppress(JobLookupError):
+                await self.change(child, edit)
+        return await self.change(id, edit)
+
     async def remove(self, ids: Sequence[str]) -> set[str]:
         """Remove; the ids that were found."""
         found: set[str] = set()
         for start in range(0, len(ids), _REMOVE_BATCH):
             batch = ids[start : start + _REMOVE_BATCH]
-            there = await self.taken(batch)
-            await self._repeat(lambda batch=batch: self.store.remove(batch))  # type: ignore[misc]
-            found |= there
+            there = await self._repeat(lambda batch=batch: self.store.get(batch))  # type: ignore[misc]
+            every = [*batch, *(child for record in there.values() for child in self.composer.family(record))]
+            await self._repeat(lambda every=every: self.store.remove(every))  # type: ignore[misc]
+            found |= there.keys()
         return found
 
     def _race(self, id: str) -> ConflictError:

@@ -15,6 +15,7 @@ from asyncsched.announce import Announcer
 from asyncsched.clock import Timer
 from asyncsched.codec import decode_cursor, decode_definition
 from asyncsched.contract import Claim, Claimed, JobStore, Record, Settled, Settlement
+from asyncsched.definition import Definition
 from asyncsched.errors import NewerFormatError, StoreError
 from asyncsched.events import Bus
 from asyncsched.execution import Execution, Host
@@ -22,8 +23,9 @@ from asyncsched.keeper import Keeper, trust_end
 from asyncsched.ledger import Ledger
 from asyncsched.link import Link
 from asyncsched.model import Retry
-from asyncsched.plan import MAX_CRASHES, Start, decide, is_quarantined
+from asyncsched.plan import MAX_CRASHES, Spread, Start, decide, is_quarantined
 from asyncsched.registry import AnyTask
+from asyncsched.rules import family_of
 from asyncsched.slots import Slots
 
 __all__ = ["Settings", "Worker", "queue_mark"]
@@ -109,6 +111,7 @@ class Worker:
                 store, host.clock, self._lease_s, self.held, self._renewed, self._link.failed
             )
         self._claims = 0
+        self._spreads: list[tuple[Record, Definition, Start]] = []
         self._empty = 0
         self._handed: dict[str, int] = {}
         self._look_again_at = -math.inf
@@ -340,6 +343,8 @@ class Worker:
         trusted_until = trust_end(first_asked_at, self._lease_s)
         for record in claimed.records:
             self._take(record, claimed.now, trusted_until)
+        if self._spreads:
+            await self._spread(claimed.now)
         if self._keeper is not None and claimed.records:
             self._keeper.notice(
                 at_once=asked_at != first_asked_at and asked_at - first_asked_at > self._lease_s / 4
@@ -400,6 +405,9 @@ class Worker:
         except Exception as error:
             self._quarantine(record, error)
             return
+        if isinstance(step, Spread):
+            self._spreads.append((record, definition, step.start))
+            return
         if not isinstance(step, Start):
             if step.spans and self._bus.subscriptions:
                 self._announcer.skipped(record, definition, step.spans)
@@ -417,6 +425,19 @@ class Worker:
             self._clock.call_at(step.due - self._offset, lambda: self._launch(execution))
         else:
             self._launch(execution)
+
+    async def _spread(self, now: float) -> None:
+        """Give each overlapping job a child for its fire time, in a slot that is free. Only the holder of a job does so."""
+        spreads, self._spreads = self._spreads, []
+        slots = {record.id: family_of(record.id, self.host.rules(d.policies)) for record, d, _ in spreads}
+        ids = [id for slots_of_job in slots.values() for id in slots_of_job]
+        taken = await self._link.persist(lambda: self._store.get(ids))
+        for record, definition, start in spreads:
+            slot = next((id for id in slots[record.id] if id not in taken), None)
+            settlement, spans = self._ledger.of_spread(record, definition, start, slot, now)
+            if spans and self._bus.subscriptions:
+                self._announcer.skipped(record, definition, spans)
+            self._close(settlement)
 
     def _refuse_crasher(self, record: Record, max_crashes: int | None) -> None:
         limit = max_crashes or self.host.defaults.get("max_crashes") or MAX_CRASHES
