@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec.structs import replace
 
 from asyncsched.definition import Cursor
 from asyncsched.errors import TriggerError
@@ -48,7 +49,7 @@ def moved_on(following: float | None, fire: float) -> float | None:
 def sort_out(trigger: AnyTrigger, cursor: Cursor, fire: float, now: float, rules: Rules, key: Key) -> Late:
     """*fire* has come, and maybe others behind it."""
     if not trigger.recurs:
-        return _kept_or_missed(fire, None, now, rules, key, ())
+        return _kept_or_missed(fire, None, now, msgspec.structs.replace(rules, catch_up="latest"), key, ())
     following = moved_on(trigger.next(fire), fire)
     if cursor.queued_until is not None and fire <= cursor.queued_until:
         return Late(fire, following)
@@ -62,93 +63,110 @@ def sort_out(trigger: AnyTrigger, cursor: Cursor, fire: float, now: float, rules
         # What has never run has nothing to catch up with.
         mode = "latest"
     if mode == "earliest":
-        return _earliest(trigger, fire, following, passed, now, rules, key)
+        return _earliest(trigger, fire, passed, now, rules, key)
     if mode == "all":
         return _all(trigger, fire, passed, now, rules, key)
+    kept = _kept_or_missed(passed.last, passed.next, now, rules, key, ())
+    if kept.fire is None:
+        # The newest is too late, and so are all before it.
+        return replace(kept, spans=(Span("misfire", fire, passed.last, passed.count + 1, passed.more),))
     before = _previous(trigger, passed.last, fire)
     reason = "coalesced" if mode == "latest" else "misfire"
-    spans = (Span(reason, fire, before, passed.count, passed.more),)
-    return _kept_or_missed(passed.last, passed.next, now, rules, key, spans)
+    return replace(kept, spans=(Span(reason, fire, before, passed.count, passed.more),))
 
 
 def _kept_or_missed(
     fire: float, following: float | None, now: float, rules: Rules, key: Key, spans: tuple[Span, ...]
 ) -> Late:
     """The fire time, unless it is too late for it."""
-    late_s = now - rules.due(key, fire, following)
     grace = rules.misfire_grace
     if rules.catch_up == "none":
         grace = _ON_TIME_S if grace is None else min(grace, _ON_TIME_S)
-    # To the microsecond, which is what instants are kept to.
-    if grace is None or round(late_s, 6) <= grace:
+    if grace is None or _is_within(grace, fire, following, now, rules, key):
         return Late(fire, following, spans)
     return Late(None, following, (*spans, Span("misfire", fire, fire, 1)))
 
 
-def _earliest(
-    trigger: AnyTrigger, fire: float, following: float, passed: Passed, now: float, rules: Rules, key: Key
-) -> Late:
+def _is_within(
+    grace: float, fire: float, following: float | None, now: float, rules: Rules, key: Key
+) -> bool:
+    # To the microsecond, which is what instants are kept to.
+    return round(now - rules.due(key, fire, following), 6) <= grace
+
+
+def _earliest(trigger: AnyTrigger, fire: float, passed: Passed, now: float, rules: Rules, key: Key) -> Late:
     """The first that is not too late; it stands for those behind it."""
-    kept = _within_grace(trigger, fire, passed.last or fire, now, rules, key)
+    last = passed.last or fire
+    kept = _first_within_grace(trigger, fire, last, now, rules, key)
     if kept is None:
-        return Late(
-            None, passed.next, (Span("misfire", fire, passed.last or fire, passed.count + 1, passed.more),)
-        )
-    spans: tuple[Span, ...] = ()
-    if kept > fire:
-        missed = trigger.passed(fire, kept - 1e-6)
-        spans = (Span("misfire", fire, _previous(trigger, kept, fire), missed.count + 1, missed.more),)
+        return Late(None, passed.next, (Span("misfire", fire, last, passed.count + 1, passed.more),))
+    spans = _missed_before(trigger, kept, fire)
     rest = trigger.passed(kept, now)
-    if rest.count and rest.last is not None:
-        first = trigger.next(kept)
-        spans = (
-            *spans,
-            Span("coalesced", first if first is not None else kept, rest.last, rest.count, rest.more),
-        )
+    if rest.last is not None:
+        first = moved_on(trigger.next(kept), kept)
+        spans = (*spans, Span("coalesced", first or rest.last, rest.last, rest.count, rest.more))
     return Late(kept, passed.next, spans)
 
 
 def _all(trigger: AnyTrigger, fire: float, passed: Passed, now: float, rules: Rules, key: Key) -> Late:
     """The oldest of those that are caught up with; the others come after it."""
     last = passed.last or fire
-    first_kept, dropped = newest_of(trigger, fire, last, passed.count + 1, rules.max_catch_up)
+    count = passed.count + 1
+    first_kept, dropped = newest_of(trigger, fire, last, count, rules.max_catch_up, passed.more)
     spans: tuple[Span, ...] = ()
     if first_kept > fire:
         before = _previous(trigger, first_kept, fire)
         spans = (Span("catch_up_limit", fire, before, dropped, passed.more),)
-    kept = _within_grace(trigger, first_kept, last, now, rules, key)
+    kept = _first_within_grace(trigger, first_kept, last, now, rules, key)
     if kept is None:
-        count = min(passed.count + 1, rules.max_catch_up)
-        return Late(None, passed.next, (*spans, Span("misfire", first_kept, last, count)))
-    if kept > first_kept:
-        missed = trigger.passed(first_kept, kept - 1e-6)
-        spans = (*spans, Span("misfire", first_kept, _previous(trigger, kept, first_kept), missed.count + 1))
+        return Late(None, passed.next, (*spans, Span("misfire", first_kept, last, count - dropped)))
+    spans += _missed_before(trigger, kept, first_kept)
     return Late(kept, moved_on(trigger.next(kept), kept), spans)
 
 
-def newest_of(trigger: AnyTrigger, first: float, last: float, count: int, limit: int) -> tuple[float, int]:
-    """The first of the newest *limit* fire times of a span, and how many stand before it. Bounded by *limit*."""
-    if count <= limit:
+def _missed_before(trigger: AnyTrigger, kept: float, first: float) -> tuple[Span, ...]:
+    """Those from *first* on that come before *kept* and are too late."""
+    if kept <= first:
+        return ()
+    before = _previous(trigger, kept, first)
+    missed = trigger.passed(first, before)
+    return (Span("misfire", first, before, missed.count + 1, missed.more),)
+
+
+def newest_of(
+    trigger: AnyTrigger, first: float, last: float, count: int, limit: int, more: bool = False
+) -> tuple[float, int]:
+    """The first of the newest *limit* fire times of a span, and how many stand before it. Bounded by *limit*.
+
+    *more*: the count is a lower bound, and so is the one that is returned.
+    """
+    if count <= limit and not more:
         return first, 0
     kept = last
     for _ in range(limit - 1):
+        if kept <= first:
+            return first, 0
         kept = _previous(trigger, kept, first)
-    return kept, count - limit
+    return kept, max(count - limit, 1 if kept > first else 0)
 
 
-def _within_grace(
+def _first_within_grace(
     trigger: AnyTrigger, fire: float, last: float, now: float, rules: Rules, key: Key
 ) -> float | None:
-    """The first fire time from *fire* to *last* that is not too late; None when all are."""
+    """The first fire time from *fire* to *last* that is not too late; None when all are.
+
+    Each is due before the one behind it, so it is the last one before the grace began or one of the next two.
+    """
     grace = rules.misfire_grace
-    if grace is None or round(now - rules.due(key, fire, None), 6) <= grace:
+    if grace is None:
         return fire
-    jitter_s = 0.0 if rules.jitter is None else rules.jitter.seconds
-    found: float | None = trigger.next(now - grace - jitter_s - 1e-6)
+    before = trigger.previous(round(now - grace, 6))
+    found: float | None = fire if before is None or before < fire else before
     while found is not None and found <= last:
-        if found >= fire and round(now - rules.due(key, found, None), 6) <= grace:
+        following = trigger.next(found)
+        if _is_within(grace, found, following, now, rules, key):
             return found
-        found = trigger.next(found)
+        found = moved_on(following, found)
     return None
 
 

@@ -110,7 +110,17 @@ def synced(definition: Definition, cursor: Cursor) -> Cursor:
     if not cursor.rev:
         return Cursor(definition.rev, definition.first)
     pending = cursor.pending if cursor.pending is not None and cursor.pending.request else None
-    return replace(cursor, rev=definition.rev, next=definition.first, pending=pending, over=None)
+    # A new start also for the count of failures that pauses a job.
+    tally = replace(cursor.tally, consecutive_failures=0)
+    return replace(
+        cursor,
+        rev=definition.rev,
+        next=definition.first,
+        pending=pending,
+        over=None,
+        queued_until=None,
+        tally=tally,
+    )
 
 
 def decide(
@@ -161,23 +171,24 @@ def _decided(
         return Step(cursor, None, delete=True) if hold == _DONE else Step(cursor, wake_at, hold, spans=spans)
     horizon = now + ahead_s
     fire = cursor.next
-    if pending is not None and not _gives_way(cursor, rules, now):
+    if pending is not None and not _gives_way(definition.trigger, cursor, rules, key, now):
         if pending.due > horizon:
             return Step(cursor, wake_of(definition, cursor, now, rules, key), spans=spans)
-        return Start(pending.fire, pending.due, pending.failed + 1, pending.request, cursor, spans)
+        return Start(pending.fire, pending.due, pending.failed + 1, pending.request, cursor, spans, fire)
     if fire is None:
         return Step(cursor, None, delete=not _stays(definition), spans=spans)
     due = due_of(definition.trigger, fire, rules, key)
     if due > horizon:
         return Step(cursor, due, spans=spans)
-    return _due(
-        definition, replace(cursor, pending=None) if pending else cursor, fire, now, spans, rules, key
-    )
+    cursor = replace(cursor, pending=None) if pending is not None else cursor
+    return _due(definition, cursor, fire, now, horizon, spans, rules, key)
 
 
-def _gives_way(cursor: Cursor, rules: Rules, now: float) -> bool:
+def _gives_way(trigger: AnyTrigger, cursor: Cursor, rules: Rules, key: Key, now: float) -> bool:
     """Whether a pending attempt is dropped for the next fire time, as a running one would be cancelled for it."""
-    return rules.overlap == "cancel_running" and cursor.next is not None and cursor.next <= now
+    if rules.overlap != "cancel_running" or cursor.next is None:
+        return False
+    return due_of(trigger, cursor.next, rules, key) <= now
 
 
 def next_request(definition: Definition, cursor: Cursor) -> Request | None:
@@ -202,6 +213,7 @@ def _due(
     cursor: Cursor,
     fire: float,
     now: float,
+    horizon: float,
     spans: tuple[Span, ...],
     rules: Rules,
     key: Key,
@@ -210,16 +222,18 @@ def _due(
     late = sort_out(definition.trigger, cursor, fire, now, rules, key)
     spans += late.spans
     if late.fire is not None:
+        due = due_of(definition.trigger, late.fire, rules, key)
         if late.fire != fire:
             cursor = replace(cursor, next=late.fire)
-        due = rules.due(key, late.fire, late.following)
-        return Start(late.fire, due, 1, 0, cursor, spans, late.following)
+        if due <= horizon:
+            return Start(late.fire, due, 1, 0, cursor, spans, late.following)
     skipped = sum(span.count for span in late.spans)
     tally = replace(cursor.tally, skipped=cursor.tally.skipped + skipped)
-    cursor = replace(cursor, next=late.following, tally=tally, queued_until=None)
-    if late.following is None:
+    next_ = late.following if late.fire is None else late.fire
+    cursor = replace(cursor, next=next_, tally=tally, queued_until=None)
+    if next_ is None:
         return Step(cursor, None, delete=not _stays(definition), spans=spans)
-    return Step(cursor, due_of(definition.trigger, late.following, rules, key), spans=spans)
+    return Step(cursor, due_of(definition.trigger, next_, rules, key), spans=spans)
 
 
 def ended(
@@ -331,7 +345,12 @@ def _step_after(
 ) -> Step:
     """What becomes of a record whose cursor has been moved on."""
     recurs = definition.trigger.recurs
-    if end.outcome in ("failed", "timed_out") and cursor.pending is None and recurs:
+    if (
+        end.outcome in ("failed", "timed_out")
+        and cursor.pending is None
+        and recurs
+        and cursor.next is not None
+    ):
         if end.on_exhausted != "keep":
             return _exhausted(cursor, end, spans)
         limit = rules.pause_after_failures
@@ -391,7 +410,9 @@ def _advanced(
     if first_of_schedule:
         first = moved_on(trigger.next(start.fire), start.fire) if start.following is None else start.following
     queued = cursor.queued_until
-    if first is None or first > end.finished or (cursor.pending is None and first <= end.started):
+    is_of_queue = rules.overlap == "queue_all" and queued is not None and start.fire <= queued
+    came_before = cursor.pending is None and first is not None and first <= end.started and not is_of_queue
+    if first is None or first > end.finished or came_before:
         return first, (), queued if first is not None and queued is not None and first <= queued else None
     passed = trigger.passed(first, end.finished)
     last = first if passed.last is None else passed.last
@@ -404,7 +425,7 @@ def _overlapped(
     """What becomes of the fire times that came while the job ran."""
     count, more = passed.count + 1, passed.more
     if rules.overlap == "queue_all":
-        kept, dropped = newest_of(trigger, first, last, count, rules.max_catch_up)
+        kept, dropped = newest_of(trigger, first, last, count, rules.max_catch_up, more)
         before = trigger.previous(kept - 1e-6)
         spans = (Span("buffer_full", first, before or first, dropped, more),) if dropped else ()
         return kept, spans, end.finished
@@ -458,7 +479,7 @@ def _counted(tally: Tally, end: Ended, skipped: int) -> Tally:
         tally.succeeded + good,
         tally.failed + (not good),
         tally.skipped + skipped,
-        0 if good else tally.consecutive_failures + 1,
+        0 if good else tally.consecutive_failures + (end.outcome != "cancelled"),
         end.finished,
         end.finished if good else tally.last_success,
         tally.last_failure if good else end.finished,

@@ -23,7 +23,7 @@ from asyncsched.keeper import Keeper, trust_end
 from asyncsched.ledger import Ledger
 from asyncsched.link import Link
 from asyncsched.model import Retry
-from asyncsched.plan import MAX_CRASHES, Spread, Start, decide, is_quarantined
+from asyncsched.plan import MAX_CRASHES, Spread, Start, decide, due_of, is_quarantined
 from asyncsched.registry import AnyTask
 from asyncsched.rules import family_of
 from asyncsched.slots import Slots
@@ -420,7 +420,7 @@ class Worker:
         execution = self.held[record.id] = Execution(self, record, definition, step, task, trusted_until)
         self._slots.take(record.queue)
         if rules.overlap == "cancel_running" and step.following is not None:
-            execution.give_way_at(step.following - self._offset)
+            execution.give_way_at(due_of(definition.trigger, step.following, rules, key) - self._offset)
         if step.due > now:
             self._clock.call_at(step.due - self._offset, lambda: self._launch(execution))
         else:
