@@ -349,7 +349,7 @@ def _step_after(
         end.outcome in ("failed", "timed_out")
         and cursor.pending is None
         and recurs
-        and cursor.next is not None
+        and (cursor.next is not None or _stays(definition))
     ):
         if end.on_exhausted != "keep":
             return _exhausted(cursor, end, spans)
