@@ -97,9 +97,9 @@ def retry_to(retry: Retry) -> RetryForm:
         max_attempts=retry.max_attempts,
         base=retry.base,  # type: ignore[arg-type]  # a Retry holds seconds once it is made
         multiplier=retry.multiplier,
-        max_delay=retry.max_delay,  # type: ignore[arg-type]
+        max_delay=retry.max_delay,  # type: ignore[arg-type]  # likewise
         spread=retry.spread,
-        delays=retry.delays,  # type: ignore[arg-type]
+        delays=retry.delays,  # type: ignore[arg-type]  # likewise
         on=tuple(_class_name(kind) for kind in retry.on),
         never_on=tuple(_class_name(kind) for kind in retry.never_on),
     )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import multiprocessing
 import os
 import random
 import secrets
@@ -176,6 +177,18 @@ class Engine:
         self._emit(SchedulerStarted)
         if not self.options.queues:
             self.logger.info("scheduler %s started as a client: it serves no queues", self.id)
+        elif _is_one_of_many():
+            self._warn_of_memory()
+
+    def _warn_of_memory(self) -> None:
+        """A memory store in one of several web workers: each of them will run every job."""
+        for alias, store in self.stores.items():
+            if not store.capabilities.shared:
+                self.logger.warning(
+                    "store %r lives in the memory of this process, which seems to be one of several workers: each of them runs "
+                    "every job. Use a store that they share, such as sqlite:///jobs.db",
+                    alias,
+                )
 
     async def stop(self, drain_s: float) -> None:
         """Stop, in a task of its own: a caller that is cancelled cuts the drain short, and cannot leave things half done."""
@@ -514,6 +527,13 @@ def _poll_of(store: JobStore) -> float:
     if not store.capabilities.shared:
         return 30.0
     return 5.0 if store.capabilities.push_hints else 1.0
+
+
+def _is_one_of_many() -> bool:
+    """Whether this process looks like one of several workers of a service: started by one that starts many (uvicorn, gunicorn),
+    or told how many there are."""
+    told = os.environ.get("WEB_CONCURRENCY", "")
+    return (told.isdigit() and int(told) > 1) or multiprocessing.parent_process() is not None
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
