@@ -497,7 +497,12 @@ class Worker:
             return pairs
         claims = [Claim(e.record.id, e.record.fence, e.record.holder or "") for e in doubtful]
         versions = (await self._store.renew(claims, self._lease_s)).versions
-        lost = [e for e in doubtful if versions.get(e.record.id, "lost") == "lost"]
+        # One that was adopted meanwhile stays: it is refused under the old fence, and written under the new one.
+        lost = [
+            execution
+            for execution, claim in zip(doubtful, claims, strict=True)
+            if versions.get(claim.id, "lost") == "lost" and execution.record.fence == claim.fence
+        ]
         for execution in lost:
             self._lose(execution)
             self._observe(execution.record.id)

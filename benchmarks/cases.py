@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["CASES", "OWN", "Case", "Figure", "Part", "Sizes", "Target"]
+__all__ = ["CASES", "LIMIT", "OWN", "Case", "Figure", "Part", "Sizes", "Target"]
 
 #: The columns of the table.
 OWN = "asyncsched"
@@ -32,7 +32,7 @@ class Sizes:
     idle_s: float
 
 
-FULL = Sizes(3, 30_000, 20_000, 1_000, 5.0, 100_000, 100_000, 20.0)
+FULL = Sizes(3, 30_000, 20_000, 1_000, 5.0, 100_000, 100_000, 10.0)
 QUICK = Sizes(1, 10_000, 5_000, 200, 2.0, 20_000, 20_000, 5.0)
 
 
@@ -57,12 +57,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Target:
-    """*value* is compared with the figure itself, or with its ratio to what stands in the column *over* (at *over_key*)."""
+    """*value* is compared with the figure itself, or with its ratio to what stands in the column *over*."""
 
     kind: Literal[">=", "<="]
     value: float
     over: str = ""
-    over_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Case:
     figures: tuple[Figure, ...]
 
 
-_RATE, _MS, _SHARE, _US, _BYTES = "{:,.0f}", "{:.2f}", "{:.1%}", "{:.1f}", "{:,.0f}"
+_RATE, _MS, _SHARE, _US, _BYTES = ",.0f", ".2f", ".1%", ".1f", ",.0f"
 
 
 def one_shots(sizes: Sizes) -> Case:
@@ -173,6 +172,7 @@ def adding(sizes: Sizes) -> Case:
     parts.append(Part(OWN, "adding", on_disk, "sqlite"))
     figures = (
         Figure("memory: jobs added a second", "per_s", _RATE, target=Target(">=", 100_000)),
+        Figure("  CPU of one, us", "cpu_us", _US),
         Figure("SQLite NORMAL: jobs added a second", "per_s", _RATE, "sqlite", "-"),
     )
     return Case("adding", tuple(parts), figures)

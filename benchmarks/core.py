@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import CASES, OWN, Case, Figure, Part
+from benchmarks.cases import CASES, LIMIT, OWN, Case, Figure, Part
 from benchmarks.environments import NotInstalled, python_of
 from benchmarks.table import Line, verdict
 
@@ -90,8 +91,9 @@ def _run(part: Part) -> Report:
     except subprocess.TimeoutExpired as error:
         raise _Failed(f"no figure after {_LIMIT_S} s") from error
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise _Failed(lines[-1])
+        # The last line of an exception group is a mere frame.
+        errors = re.findall(r"\w*(?:Error|Exception)\b.*", done.stderr)
+        raise _Failed(errors[-1] if errors else f"exit code {done.returncode}")
     figures: Report = json.loads(done.stdout.splitlines()[-1])
     return figures
 
@@ -135,9 +137,9 @@ def _cell(part: Report | None, figure: Figure) -> str:
         return ""
     value = part["median"].get(figure.name)
     if value is not None:
-        return figure.form.format(value)
+        return f"{value:{figure.form}}"
     if part["error"]:
-        return "no figure: " + part["error"]
+        return f"no figure: {part['error']}"
     return "not held" if part["median"].get("is_held") is False else ""
 
 
@@ -146,15 +148,29 @@ def _judged(figure: Figure, parts: dict[Key, Report]) -> tuple[str, str, str]:
     target = figure.target
     if target is None:
         return "", "", ""
-    value = parts[OWN, figure.key]["median"].get(figure.name)
+    value = _median(parts, (OWN, figure.key), figure)
     if not target.over:
-        return (
-            "",
-            f"{target.kind} {figure.form.format(target.value)}",
-            verdict(target.kind, value, target.value),
-        )
-    over = parts.get((target.over, target.over_key), {"median": {}})["median"].get(figure.name)
-    words = f"{target.kind} {target.value:g} x {target.over if target.over != OWN else 'without'}"
-    if value is None or not over:
-        return "", words, "no figure"
-    return f"{value / over:.2f} x", words, verdict(target.kind, value / over, target.value)
+        # For orientation only: how often it holds what the limit took.
+        ratio = _ratio(value, _median(parts, (LIMIT, figure.peers_key), figure))
+        wanted = f"{target.kind} {target.value:{figure.form}}"
+        return _times(ratio), wanted, verdict(target.kind, value, target.value)
+    ratio = _ratio(value, _median(parts, (target.over, ""), figure))
+    beside = target.over if target.over != OWN else "without"
+    return (
+        _times(ratio),
+        f"{target.kind} {target.value:g} x {beside}",
+        verdict(target.kind, ratio, target.value),
+    )
+
+
+def _median(parts: dict[Key, Report], key: Key, figure: Figure) -> float | None:
+    median: float | None = parts[key]["median"].get(figure.name) if key in parts else None
+    return median
+
+
+def _ratio(value: float | None, over: float | None) -> float | None:
+    return value / over if value is not None and over else None
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f} x"

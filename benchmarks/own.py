@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -79,9 +78,9 @@ async def adding(jobs: int, store: str = "memory://") -> Figures:
         task = scheduler.register(meter.sleeping_job)
         grid = Grid(jobs)
         triggers = [every(3600, anchor=grid.phase(i)) for i in range(jobs)]
-        began = time.perf_counter()
-        await scheduler.add_jobs([JobSpec(task, trigger) for trigger in triggers])
-        return {"per_s": jobs / (time.perf_counter() - began)}
+        with meter.timed(jobs) as figures:
+            await scheduler.add_jobs([JobSpec(task, trigger) for trigger in triggers])
+        return figures
 
 
 async def idle(jobs: int, window_s: float, store: str = "memory://") -> Figures:
@@ -93,9 +92,9 @@ async def idle(jobs: int, window_s: float, store: str = "memory://") -> Figures:
         return await meter.idle(window_s)
 
 
-def main() -> None:
+def main(leave: bool = True) -> None:
     """Run the measure that the command line names."""
-    meter.main({f.__name__: f for f in (drain, recurring, size, adding, idle)})
+    meter.main({f.__name__: f for f in (drain, recurring, size, adding, idle)}, leave)
 
 
 if __name__ == "__main__":

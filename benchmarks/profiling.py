@@ -36,7 +36,7 @@ def profile(subject: str) -> None:
     arguments = [measure, json.dumps(keywords)]
     spy = shutil.which("py-spy", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
     if spy is None:
-        program = "import cProfile; from benchmarks import own; cProfile.run('own.main()', sort='tottime')"
+        program = "import cProfile; from benchmarks import own; cProfile.run('own.main(leave=False)', sort='tottime')"
         subprocess.run([sys.executable, "-c", program, *arguments], check=True)
         return
     with tempfile.TemporaryDirectory() as folder:

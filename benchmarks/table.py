@@ -40,7 +40,7 @@ def table(lines: Sequence[Line]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     texts = [_text(row, widths) for row in rows]
     texts.insert(1, "  ".join("-" * width for width in widths).rstrip())
-    return "\n".join(texts + [f"{mark}" for mark in dict.fromkeys(notes)])
+    return "\n".join([*texts, *dict.fromkeys(notes)])
 
 
 def _short(cell: str, column: str, notes: list[str]) -> str:

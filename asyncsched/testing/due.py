@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from asyncsched import Event, RunFinished, Scheduler
+from asyncsched import Event, RunFinished, RunStarted, Scheduler
 
 __all__ = ["run_due"]
 
@@ -17,10 +17,15 @@ async def run_due(scheduler: Scheduler, timeout: float = 10.0) -> list[RunFinish
     """
     ended: list[RunFinished] = []
     changed = asyncio.Event()
+    #: Jobs whose run has begun and whose end has not been told yet: a run is over before its end is written.
+    under_way = _begun(scheduler)
 
     def hear(event: Event) -> None:
         changed.set()
-        if isinstance(event, RunFinished):
+        if isinstance(event, RunStarted):
+            under_way.add(event.job_id)
+        elif isinstance(event, RunFinished):
+            under_way.discard(event.job_id)
             ended.append(event)
 
     end = scheduler.on(Event, hear)
@@ -29,11 +34,11 @@ async def run_due(scheduler: Scheduler, timeout: float = 10.0) -> list[RunFinish
         await scheduler.resume()
     try:
         async with asyncio.timeout(timeout):
-            while await _is_busy(scheduler):
+            while under_way or await _is_busy(scheduler):
                 changed.clear()
-                if await _is_busy(scheduler):
+                if under_way or await _is_busy(scheduler):
                     await _either(changed)
-        await asyncio.sleep(0)
+                await asyncio.sleep(0)
     finally:
         if was_paused:
             await scheduler.pause()
@@ -41,8 +46,14 @@ async def run_due(scheduler: Scheduler, timeout: float = 10.0) -> list[RunFinish
     return ended
 
 
+def _begun(scheduler: Scheduler) -> set[str]:
+    """The jobs that are under way; one that was claimed ahead of its time is not."""
+    now = scheduler.now()
+    return {run.job_id for run in scheduler.running() if run.due_at <= now}
+
+
 async def _is_busy(scheduler: Scheduler) -> bool:
-    if scheduler.running():
+    if _begun(scheduler):
         return True
     due = await scheduler.next_fire_time()
     return due is not None and due.timestamp() <= scheduler.now().timestamp()

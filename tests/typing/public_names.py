@@ -1,1 +1,286 @@
 """How the public names are used and what their types come out as: read by mypy and pyright, never run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, assert_type
+
+from asyncsched import (
+    AsyncSchedError,
+    Call,
+    Carry,
+    CurrentRun,
+    Decision,
+    Event,
+    Finish,
+    Job,
+    JobAdded,
+    JobEvent,
+    JobLookupError,
+    JobSpec,
+    JobStore,
+    MemoryStore,
+    Receipt,
+    Retention,
+    Retry,
+    RetryLater,
+    Run,
+    RunFinished,
+    Scheduler,
+    Snooze,
+    Stats,
+    Task,
+    Trigger,
+    cron,
+    current_run,
+    every,
+    manual,
+    once,
+    parse_trigger,
+)
+from asyncsched.testing import ManualClock, run_due
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+
+# -- making one --------------------------------------------------------------------------------------------------------
+
+
+async def middleware(run: CurrentRun, call_next: Any) -> Any:
+    assert_type(run.job_id, str)
+    await call_next()
+    return await call_next(run)
+
+
+@asynccontextmanager
+async def lifespan(scheduler: Scheduler) -> AsyncIterator[None]:
+    yield
+
+
+scheduler = Scheduler("sqlite:///jobs.db")
+everything = Scheduler(
+    {"default": "memory://", "file": "sqlite:///jobs.db", "mine": MemoryStore()},
+    concurrency=10,
+    queues={"default": None, "mail": 5},
+    lease=timedelta(seconds=30),
+    lookahead=0.5,
+    poll_interval=1,
+    poll_jitter=0.1,
+    store_retry=Retry(base=0.1),
+    retention=Retention(age=timedelta(days=7), per_job=100, every=60),
+    history=True,
+    defaults={"timeout": 60, "retry": Retry(max_attempts=3)},
+    middleware=[middleware],
+    lifespan=lifespan,
+    clock=ManualClock(),
+    id="one",
+    logger=logging.getLogger("jobs"),
+)
+client = Scheduler(MemoryStore(), queues=())
+
+
+def takes_a_store(store: JobStore) -> None: ...
+
+
+takes_a_store(MemoryStore())
+
+# -- tasks -------------------------------------------------------------------------------------------------------------
+
+
+@scheduler.task
+async def send(to: str, subject: str = "") -> int:
+    return len(to) + len(subject)
+
+
+@scheduler.task(name="plain", timeout=5, retry=Retry(max_attempts=2), executor="thread")
+def plain(n: int) -> bytes:
+    return bytes(n)
+
+
+@scheduler.job(every(60), id="tick", tags=["a"], timeout=5, retry=Retry())
+async def tick() -> None:
+    run = current_run()
+    assert_type(run, CurrentRun)
+    assert_type(run.id, str)
+    assert_type(run.attempt, int)
+    assert_type(run.fence, int)
+    assert_type(run.fire_time, datetime)
+    assert_type(run.started_at, datetime)
+    assert_type(run.args, tuple[Any, ...])
+    assert_type(run.kwargs, Mapping[str, Any])
+    assert_type(run.idempotency_key, str)
+    assert_type(run.cancelled, bool)
+    run.annotate(rows=3)
+    run.logger.info("running")
+
+
+@scheduler.job("@every 5m")
+async def reports() -> Carry:
+    if current_run().carried is None:
+        raise RetryLater(timedelta(seconds=5))
+    if current_run().attempt > 3:
+        raise Finish("done")
+    raise Snooze(datetime.now().astimezone())
+
+
+registered = scheduler.register(len, name="length", executor="thread")
+
+
+async def use_tasks() -> None:
+    assert_type(await send("a@example.org"), int)
+    assert_type(await send("a@example.org", subject="hi"), int)
+    assert_type(plain(5), bytes)
+    assert_type(plain.function(n=5), bytes)
+    assert_type(plain.bind(5), Call)
+    assert_type(send.bind("a@example.org", subject="hi"), Call)
+    assert_type(send.options(queue="mail", delay=5, id="x", priority=3).bind("a@example.org"), Call)
+    assert_type(scheduler.tasks, Mapping[str, Task[..., Any]])
+    assert_type(registered(["a"]), int)
+    scheduler.unregister("plain")
+    scheduler.unregister(send)
+
+    send.bind(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    send.bind()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    send.options(queue="mail").bind("a", nobody=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    plain("5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+async def use_jobs(at: datetime) -> None:
+    async with scheduler as same:
+        assert_type(same, Scheduler)
+    await scheduler.start(paused=True)
+
+    assert_type(await scheduler.add_job(send, once(delay=5), args=["a"], kwargs={"subject": "b"}), Job)
+    await scheduler.add_job(send.bind("a"), "0 9 * * mon-fri", on_conflict="keep")
+    await scheduler.add_job("plain", cron("@daily", tz="Europe/Berlin"), args=[5], run_immediately=True)
+    await scheduler.add_job(plain, manual(), args=(5,), on_exhausted="pause", retry=Retry(), timeout=5)
+    await scheduler.add_job(len, once(at), args=[[]], store="file", queue="mail", priority=9)
+    await scheduler.add_job(send, on_conflict="whatever")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    specs = [JobSpec(send, every(5), args=["a"]), JobSpec(send.bind("a"), policies={"timeout": 5})]
+    assert_type(await scheduler.add_jobs(specs), list[Job])
+    assert_type(await scheduler.add_jobs(specs, errors="raise", on_conflict="replace"), list[Job])
+    assert_type(await scheduler.add_jobs(specs, errors="return"), list[Job | AsyncSchedError])
+
+    assert_type(await scheduler.enqueue(send, "a", subject="b"), Receipt)
+    await scheduler.enqueue(send, 5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await scheduler.enqueue(send)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue]
+
+    job = await scheduler.get_job("x")
+    assert_type(job.next_fire_time, datetime | None)
+    assert_type(job.tags, tuple[str, ...])
+    assert_type(job.args, tuple[Any, ...])
+    found = await scheduler.get_jobs(
+        queue="mail", task=send, tags=["a"], id_prefix="a/", state="paused", due_before=at, limit=5, after=job
+    )
+    assert_type(found, list[Job])
+    assert_type(await scheduler.update_job("x", tags=["a"], timeout=timedelta(seconds=5)), Job)
+    assert_type(await scheduler.reschedule_job("x", "@hourly"), Job)
+    assert_type(await scheduler.pause_job("x"), Job)
+    assert_type(await scheduler.resume_job("x"), Job)
+    assert_type(await scheduler.remove_job("x", missing_ok=True), bool)
+    assert_type(await scheduler.remove_all_jobs(), int)
+    assert_type(await scheduler.run_job("x", force=True), Receipt)
+    assert_type(await scheduler.wait_job("x", timeout=timedelta(minutes=1)), Job | None)
+    assert_type(await scheduler.next_fire_time(), datetime | None)
+    assert_type(scheduler.running("x"), list[Run])
+    assert_type(scheduler.is_running, bool)
+    await scheduler.pause(queue="mail", everywhere=True)
+    await scheduler.add_store("file", "sqlite:///other.db")
+    await scheduler.remove_store("file")
+    await scheduler.stop(drain=timedelta(seconds=5))
+    await scheduler.run()
+
+
+async def use_history() -> None:
+    runs = await scheduler.history.runs("x", limit=5)
+    assert_type(runs, list[Run])
+    assert_type(await scheduler.history.runs(before=runs[-1]), list[Run])
+    assert_type(await scheduler.history.run("x@1"), Run)
+    assert_type(await scheduler.history.decisions("x"), list[Decision])
+    assert_type(await scheduler.history.stats(), Stats)
+    assert_type(runs[0].duration, float | None)
+
+
+def use_from_thread() -> None:
+    calls = scheduler.from_thread
+    assert_type(calls.add_job(send, every(5), args=["a"], id="x"), Job)
+    assert_type(calls.get_job("x"), Job)
+    assert_type(calls.get_jobs(queue="mail"), list[Job])
+    assert_type(calls.update_job("x", tags=["a"]), Job)
+    assert_type(calls.remove_job("x", missing_ok=True), bool)
+    assert_type(calls.run_job("x"), Receipt)
+    calls.remove_job(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    calls.add_job(send, colour="red")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+# -- triggers and values -----------------------------------------------------------------------------------------------
+
+
+def use_values(at: datetime) -> None:
+    triggers: Sequence[Trigger] = [
+        once(at),
+        every("5m"),
+        every(minutes=5, start=at),
+        cron("* * * * *"),
+        manual(),
+    ]
+    assert_type(triggers[0].next_after(at), datetime | None)
+    assert_type(triggers[0].preview(5, at), list[datetime])
+    text: Trigger = parse_trigger("@daily")
+    assert_type(text.recurs, bool)
+    assert_type(Retry(delays=[1, timedelta(seconds=2)]).delay(1), timedelta | None)
+    assert_type(JobLookupError("x").job_id, str | None)
+
+
+# -- events ------------------------------------------------------------------------------------------------------------
+
+
+def hear_added(event: JobAdded) -> None:
+    assert_type(event.job_id, str)
+
+
+@scheduler.on(RunFinished)
+async def hear_finished(event: RunFinished) -> None:
+    assert_type(event.outcome in ("failed", "timed_out"), bool)
+    assert_type(event.duration, float)
+    assert_type(event.fire_time, datetime)
+
+
+@scheduler.on(JobEvent)
+def hear_all_of_jobs(event: Event) -> str:
+    return event.at.isoformat()
+
+
+def use_events() -> None:
+    end = scheduler.on(JobAdded, hear_added)
+    assert_type(end.dropped, int)
+    assert_type(end(), None)
+    assert_type(hear_all_of_jobs(JobAdded(at=datetime.min, store="s", job_id="x", task="t")), str)
+    scheduler.on(Event, print)
+    scheduler.on(RunFinished, hear_added)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# -- testing kit -------------------------------------------------------------------------------------------------------
+
+
+async def use_the_kit() -> None:
+    clock = ManualClock()
+    await clock.advance(timedelta(minutes=5))
+    await clock.wait_sleepers(1)
+    assert_type(await run_due(Scheduler(clock=clock)), list[RunFinished])
+
+
+def awaits(thing: Awaitable[int]) -> None: ...
+
+
+def coroutine_functions_stay_what_they_are() -> None:
+    call: Coroutine[Any, Any, int] = send("a")
+    awaits(call)

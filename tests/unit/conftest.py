@@ -1,7 +1,7 @@
 """A scheduler on a manual clock, and schedulers over one store that is kept between them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +56,17 @@ def sqlite_url(stores: tuple[str, ...], tmp_path: Path) -> str:
     if "sqlite" not in stores:
         pytest.skip("sqlite was left out by --stores")
     return f"sqlite:///{tmp_path}/jobs.db"
+
+
+@pytest.fixture
+def steps(scheduler: Scheduler) -> list[Callable[[], Any]]:
+    """What the task ``stepwise`` does: one of these in each run, the last one for good."""
+    steps: list[Callable[[], Any]] = []
+
+    @scheduler.task(name="stepwise")
+    async def stepwise() -> Any:
+        step = steps.pop(0) if len(steps) > 1 else steps[0]
+        answer = step()
+        return await answer if isinstance(answer, Awaitable) else answer
+
+    return steps

@@ -17,14 +17,10 @@ from typing import Any
 
 import anyio
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestClient as AiohttpClient
-from aiohttp.test_utils import TestServer as AiohttpServer
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
 
 from asyncsched import (
     Event,
+    MemoryStore,
     NotRunning,
     Retry,
     Scheduler,
@@ -301,6 +297,51 @@ async def test_cancelling_stop_cuts_the_drain_short_but_ends_everything(clock: M
     assert cancelled == [1]
 
 
+class Slow(MemoryStore):
+    """A memory store whose replies to claims may be held up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def claim(self, *args: Any, **options: Any) -> Any:
+        claimed = await super().claim(*args, **options)
+        await self.gate.wait()
+        return claimed
+
+
+@pytest.mark.parametrize("drain", [0, 5])
+async def test_what_a_claim_brings_that_was_on_its_way_when_stop_was_called_is_handed_back(
+    clock: ManualClock, drain: float
+) -> None:
+    store, ran = Slow(), list[int]()
+    scheduler = Scheduler(store, clock=clock)
+
+    @scheduler.task(name="note")
+    async def note() -> None:
+        ran.append(1)
+
+    before = asyncio.all_tasks()
+    await scheduler.start()
+    await clock.advance(1)
+    store.gate.clear()
+    await scheduler.add_job(note, id="x")
+    await clock.advance(0)
+    stopping = asyncio.get_running_loop().create_task(scheduler.stop(drain))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    store.gate.set()
+    await asyncio.wait_for(stopping, 10)
+    assert ran == []
+    assert asyncio.all_tasks() - before == set()
+    record = (await store.get(["x"]))["x"]
+    assert (record.holder, record.tries) == (None, 0)
+    async with scheduler:
+        await clock.advance(0)
+    assert ran == [1]
+
+
 # -- the owner of `async with` -----------------------------------------------------------------------------------------
 
 
@@ -455,116 +496,6 @@ async def test_an_embedded_scheduler_installs_no_signal_handlers() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     async with Scheduler():
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-# -- lifespans and frameworks ------------------------------------------------------------------------------------------
-
-
-async def test_the_schedulers_lifespan_is_entered_before_the_first_run_and_left_after_the_drain(
-    clock: ManualClock,
-) -> None:
-    steps: list[str] = []
-
-    @asynccontextmanager
-    async def lifespan(given: Scheduler) -> AsyncIterator[None]:
-        assert given is scheduler
-        steps.append("entered")
-        yield
-        steps.append("left")
-
-    scheduler = Scheduler(clock=clock, lifespan=lifespan)
-
-    @scheduler.job(every(60), run_on_start=True)
-    async def work() -> None:
-        steps.append("began")
-        await clock.sleep(5)
-        steps.append("ended")
-
-    await scheduler.start()
-    await clock.advance(1)
-    stopping = asyncio.get_running_loop().create_task(scheduler.stop())
-    await clock.advance(5)
-    await stopping
-    assert steps == ["entered", "began", "ended", "left"]
-
-
-async def test_a_lifespan_that_cannot_be_entered_fails_the_start(clock: ManualClock) -> None:
-    @asynccontextmanager
-    async def lifespan(given: Scheduler) -> AsyncIterator[None]:
-        raise RuntimeError("no database")
-        yield
-
-    scheduler = Scheduler(clock=clock, lifespan=lifespan)
-    with pytest.raises(RuntimeError, match="no database"):
-        await scheduler.start()
-    assert scheduler.state == "stopped"
-
-
-async def test_a_lifespan_may_hold_a_task_group_of_anyio(clock: ManualClock) -> None:
-    @asynccontextmanager
-    async def lifespan(given: Scheduler) -> AsyncIterator[None]:
-        async with anyio.create_task_group() as group:
-            group.start_soon(anyio.sleep, 600)
-            yield
-            group.cancel_scope.cancel()
-
-    async with Scheduler(clock=clock, lifespan=lifespan) as scheduler:
-        assert scheduler.is_running
-    assert scheduler.state == "stopped"
-
-
-async def test_a_lifespan_that_fails_on_its_way_out_does_not_hinder_the_stop(
-    clock: ManualClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    @asynccontextmanager
-    async def lifespan(given: Scheduler) -> AsyncIterator[None]:
-        yield
-        raise RuntimeError("broken on exit")
-
-    async with Scheduler(clock=clock, lifespan=lifespan) as scheduler:
-        pass
-    assert scheduler.state == "stopped"
-    assert "broken on exit" in caplog.text
-
-
-def test_it_is_the_lifespan_of_a_fastapi_application() -> None:
-    scheduler, ran = Scheduler(), threading.Event()
-
-    @scheduler.task(name="ring")
-    async def ring() -> None:
-        ran.set()
-
-    app = FastAPI(lifespan=scheduler.lifespan)
-
-    @app.post("/ring")
-    async def post() -> str:
-        return (await scheduler.enqueue(ring)).job_id
-
-    with TestClient(app) as client:
-        assert scheduler.state == "running"
-        assert client.post("/ring").status_code == 200
-        assert ran.wait(10)
-    assert scheduler.state == "stopped"
-
-
-async def test_it_is_a_cleanup_context_of_an_aiohttp_application() -> None:
-    scheduler, ran = Scheduler(), asyncio.Event()
-
-    @scheduler.task(name="ring")
-    async def ring() -> None:
-        ran.set()
-
-    async def post(request: web.Request) -> web.Response:
-        return web.Response(text=(await scheduler.enqueue(ring)).job_id)
-
-    app = web.Application()
-    app.router.add_post("/ring", post)
-    app.cleanup_ctx.append(scheduler.cleanup_ctx)
-    async with AiohttpClient(AiohttpServer(app)) as client:
-        assert scheduler.state == "running"
-        assert (await client.post("/ring")).status == 200
-        await asyncio.wait_for(ran.wait(), 10)
-    assert scheduler.state == "stopped"
 
 
 # -- what is left ------------------------------------------------------------------------------------------------------

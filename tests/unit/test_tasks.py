@@ -29,6 +29,8 @@ from asyncsched.testing import ManualClock
 
 pytestmark = pytest.mark.anyio
 
+needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="it asks /proc which processes live")
+
 
 async def add(a: int, b: int = 1) -> int:
     return a + b
@@ -354,6 +356,7 @@ async def test_an_error_in_a_process_is_the_runs_error() -> None:
     assert (run.outcome, run.error) == ("failed", "ValueError: from afar")
 
 
+@needs_proc
 async def test_a_process_run_that_takes_too_long_is_killed(tmp_path: Any) -> None:
     pid_file = tmp_path / "pid"
     async with Scheduler() as scheduler:
@@ -386,6 +389,7 @@ def test_what_another_process_cannot_find_again_is_refused_for_a_process(functio
         Scheduler().register(function, name="t", executor="process")
 
 
+@needs_proc
 async def test_no_child_process_is_left_after_stop() -> None:
     before = _children()
     async with Scheduler() as scheduler:

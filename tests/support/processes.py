@@ -1,0 +1,142 @@
+"""Worker processes of a test: started, killed, and always ended with it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from asyncsched import Scheduler
+from tests.support.waiting import eventually
+
+__all__ = ["Line", "WorkerProcess", "Workers", "client", "workers"]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Line(NamedTuple):
+    """What a worker wrote down."""
+
+    event: str
+    job_id: str
+    fence: int
+    instance: str
+    at: float
+
+
+class WorkerProcess:
+    """One ``python -m tests.integration.worker``."""
+
+    def __init__(self, name: str, folder: Path, url: str, arguments: tuple[str, ...]) -> None:
+        self.name = name
+        self._log = folder / f"{name}.log"
+        self._errors = folder / f"{name}.err"
+        with self._errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.integration.worker",
+                 "--store", url, "--log", str(self._log), "--id", name, *arguments],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+            )  # fmt: skip
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def lines(self) -> list[Line]:
+        if not self._log.exists():
+            return []
+        parts = (line.split() for line in self._log.read_text().splitlines())
+        return [Line(event, job_id, int(fence), by, float(at)) for event, job_id, fence, by, at in parts]
+
+    @property
+    def errors(self) -> str:
+        return self._errors.read_text()
+
+    def wrote(self, event: str, job_id: str | None = None) -> bool:
+        return any(line.event == event and job_id in (None, line.job_id) for line in self.lines)
+
+    async def ready(self) -> None:
+        """Return once it serves."""
+        await eventually(lambda: self.wrote("ready") or not self.is_alive, what=f"worker {self.name}")
+        assert self.wrote("ready"), self.errors
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+    async def stop(self) -> None:
+        """Let it drain and end."""
+        self.process.terminate()
+        await eventually(lambda: not self.is_alive, what=f"the end of worker {self.name}")
+
+
+class Workers:
+    """The worker processes of one test, on one store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = f"sqlite:///{folder}/jobs.db"
+        self.all: list[WorkerProcess] = []
+        self._folder = folder
+        self._numbers = itertools.count(1)
+
+    def start(self, *arguments: str) -> WorkerProcess:
+        worker = WorkerProcess(f"worker-{next(self._numbers)}", self._folder, self.url, arguments)
+        self.all.append(worker)
+        return worker
+
+    async def start_ready(self, *arguments: str) -> WorkerProcess:
+        worker = self.start(*arguments)
+        await worker.ready()
+        return worker
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(worker.stop() for worker in self.all if worker.is_alive))
+
+    @property
+    def lines(self) -> list[Line]:
+        """What all of them wrote down, in the order of time."""
+        return sorted((line for worker in self.all for line in worker.lines), key=lambda line: line.at)
+
+
+def client(url: str) -> Scheduler:
+    """A scheduler that only adds and looks; it knows the workers' tasks by name and signature."""
+    scheduler = Scheduler(url, queues=(), id="client")
+
+    @scheduler.task(name="work")
+    async def work(seconds: float) -> None: ...
+
+    @scheduler.task(name="die")
+    async def die() -> None: ...
+
+    @scheduler.task(name="freeze")
+    async def freeze() -> str:
+        return ""
+
+    return scheduler
+
+
+@contextmanager
+def workers(folder: Path) -> Iterator[Workers]:
+    """Workers whose processes are gone when this ends, however it ends."""
+    started = Workers(folder)
+    try:
+        yield started
+    finally:
+        for worker in started.all:
+            with suppress(ProcessLookupError):
+                worker.signal(signal.SIGCONT)
+            worker.kill()
