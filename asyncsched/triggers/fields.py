@@ -1,7 +1,7 @@
 """The fields of a cron expression: what they accept, and what each stands for.
 
-croniter reads lists, ranges, steps and names, and refuses what is out of range; what it lacks (``?``, ``L-n``, ``nW``, ``LW``,
-``d#n``, ``dL``, ``H`` and steps that begin at a number) is taken out before, and put back as days of a month.
+Names, ranges that go over the end, ``n/s``, ``H``, ``?`` and the days that depend on a month (``L``, ``nW``, ``d#n``, ``dL``)
+are taken out here, where an error can name its place; croniter expands what is left, the ordinary ranges and steps.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import hashlib
 import re
 from calendar import monthrange
-from collections.abc import Callable
-from datetime import date
-from functools import lru_cache
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import croniter as _croniter
 
 from asyncsched.errors import CronError
 
-__all__ = ["MAX_LENGTH", "Days", "Fields", "parse_fields", "uses_hash"]
+__all__ = ["FIRST_YEAR", "LAST_YEAR", "MAX_LENGTH", "Days", "Fields", "parse_fields", "uses_hash"]
 
 MAX_LENGTH = 1024
 #: Years that a fire time may lie in.
 FIRST_YEAR, LAST_YEAR = 1970, 2199
+#: From there on each day of a year falls on each weekday that it ever does.
+_COMMON_YEAR = 2000
+_SATURDAY = 6
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
@@ -71,9 +72,20 @@ class Days(NamedTuple):
     #: Both must match: one of the fields begins with ``*`` or ``?``, or the user says so.
     both: bool
 
-    def of(self, year: int, month: int) -> tuple[int, ...]:
-        """The days of this month, ascending."""
-        return _days_of(self, year, month)
+    def of(self, first: int, last: int) -> tuple[int, ...]:
+        """The days, ascending, of a month that begins with the weekday *first* (0 is Sunday) and has *last* days."""
+        by_number = {day for day in self.numbers if day <= last}
+        for kind, n in self.special:
+            found = _SPECIAL[kind](first, last, n)
+            if found is not None:
+                by_number.add(found)
+        by_weekday = {day for day in range(1, last + 1) if (first + day - 1) % 7 in self.weekdays}
+        for weekday, n in self.nth:
+            earliest = 1 + (weekday - first) % 7
+            day = earliest + 7 * (n - 1) if n > 0 else earliest + (last - earliest) // 7 * 7
+            if day <= last:
+                by_weekday.add(day)
+        return tuple(sorted(by_number & by_weekday if self.both else by_number | by_weekday))
 
 
 class Fields(NamedTuple):
@@ -92,24 +104,25 @@ class Fields(NamedTuple):
 
 def uses_hash(expression: str) -> bool:
     """Whether an ``H`` stands in the expression, which then needs a key."""
-    return any(part.startswith("h") and part != "hourly" for part in re.split(r"[\s,]+", expression.lower()))
+    return any(part.startswith("h") for part in re.split(r"[\s,]+", expression.lower()))
 
 
 def parse_fields(expression: str, key: str, both_days: bool) -> Fields:
     """Read an expression of 5, 6 or 7 fields; raises CronError that names field, position, value and allowed range."""
-    if len(expression) > MAX_LENGTH:
-        raise CronError(f"a cron expression has at most {MAX_LENGTH} characters; this one has {len(expression)}")
-    if not expression.isascii():
-        raise CronError(f"a cron expression is written in ASCII, and {expression!r} is not")
-    texts = expression.lower().split()
-    kinds = _KINDS.get(len(texts))
-    if kinds is None:
-        raise CronError(
-            f"cron expression {expression!r} has {len(texts)} fields; 5 are minute, hour, day of month, month, day of week; "
-            f"6 have the second in front, 7 the year behind as well"
-        )
-    read = {kind: _Reader(kind, text, place, key) for place, (kind, text) in enumerate(zip(kinds, texts, strict=True), 1)}
-    day, weekday = read[_DAY], read[_WEEKDAY]
+    texts = _split(expression)
+    kinds = _KINDS[len(texts)]
+    readers = [
+        _Reader(kind, text, place, key)
+        for place, (kind, text) in enumerate(zip(kinds, texts, strict=True), 1)
+    ]
+    _expand(readers)
+    read = {reader.kind.name: reader for reader in readers}
+    day, weekday, second, year = (
+        read["day of month"],
+        read["day of week"],
+        read.get("second"),
+        read.get("year"),
+    )
     days = Days(
         frozenset(day.values),
         tuple(day.special),
@@ -117,18 +130,41 @@ def parse_fields(expression: str, key: str, both_days: bool) -> Fields:
         tuple(weekday.nth),
         both_days or day.is_star or weekday.is_star,
     )
-    years = read[_YEAR] if _YEAR in read else None
     fields = Fields(
-        tuple(sorted(read[_SECOND].values)) if _SECOND in read else (0,),
-        tuple(sorted(read[_MINUTE].values)),
-        tuple(sorted(read[_HOUR].values)),
+        (0,) if second is None else tuple(sorted(second.values)),
+        tuple(sorted(read["minute"].values)),
+        tuple(sorted(read["hour"].values)),
         days,
-        frozenset(read[_MONTH].values),
-        None if years is None or years.text == "*" else tuple(sorted(years.values)),
-        read[_MINUTE].is_star or read[_HOUR].is_star,
+        frozenset(read["month"].values),
+        None if year is None or year.text == "*" else tuple(sorted(year.values)),
+        read["minute"].is_star or read["hour"].is_star,
     )
     _refuse_never(fields, expression, day)
     return fields
+
+
+def _split(expression: str) -> list[str]:
+    """The texts of the fields, in small letters; as many as are understood."""
+    texts = expression.lower().split()
+    counts = "5 fields: minute, hour, day of month, month, day of week; 6 with the second in front, 7 with the year behind"
+    if len(expression) > MAX_LENGTH:
+        raise CronError(
+            f"a cron expression has at most {MAX_LENGTH} characters; this one has {len(expression)}",
+            field="expression",
+            position=1,
+            value=expression[:40],
+            allowed=f"at most {MAX_LENGTH} characters",
+        )
+    if len(texts) not in _KINDS:
+        surplus = max(_KINDS)
+        raise CronError(
+            f"cron expression {expression!r} has {len(texts)} fields; allowed: {counts}",
+            field="expression",
+            position=min(len(texts), surplus) + 1,
+            value=texts[surplus] if len(texts) > surplus else "",
+            allowed=counts,
+        )
+    return texts
 
 
 class _Reader:
@@ -137,9 +173,13 @@ class _Reader:
     def __init__(self, kind: _Kind, text: str, place: int, key: str) -> None:
         self.kind, self.text, self.place, self.key = kind, text, place, key
         self.values: set[int] = set()
+        #: First, last and step of the ranges that are not expanded yet.
+        self.ranges: list[tuple[int, int, int]] = []
         self.special: list[tuple[str, int]] = []
         self.nth: list[tuple[int, int]] = []
         self.is_star = text[0] in "*?"
+        if not text.isascii():
+            raise self.error(text, "is not written in ASCII")
         for part in text.split(","):
             self._read(part)
 
@@ -153,7 +193,7 @@ class _Reader:
         if self._read_special(part):
             return
         hashed = _HASHED.fullmatch(part)
-        if hashed is not None:
+        if hashed is not None and self.kind is not _YEAR:
             self._read_hashed(part, *hashed.groups())
             return
         plain = _PLAIN.fullmatch(part)
@@ -174,38 +214,20 @@ class _Reader:
             last = first if high is None else self._number(high, part)
             if high is None and step is not None:
                 last = kind.high if kind is not _WEEKDAY else 6
-        for a, b in self._unwrapped(first, last, part):
-            self.values |= self._expanded(a, b, step, part)
+        self._add(first, last, int(step or 1), part)
 
-    def _unwrapped(self, first: int, last: int, part: str) -> list[tuple[int, int]]:
-        """A range that goes over the end (FRI-MON, 22-2) as the one that it is, counted on past the end."""
+    def _add(self, first: int, last: int, step: int, part: str) -> None:
+        """A range, counted on past the end where it goes over it (FRI-MON, 22-2)."""
         kind = self.kind
         if kind is _WEEKDAY and first == 7 and last != 7:
             first = 0
         if first <= last:
-            return [(first, last)]
+            self.ranges.append((first, last, step))
+            return
         if kind is _YEAR:
             raise self.error(part, "has a range that ends before it begins")
         span = 7 if kind is _WEEKDAY else kind.high - kind.low + 1
-        return [(first, last + span)]
-
-    def _expanded(self, first: int, last: int, step: str | None, part: str) -> set[int]:
-        """Through croniter where the range is an ordinary one."""
-        kind, each = self.kind, int(step or 1)
-        if last > kind.high:
-            span = 7 if kind is _WEEKDAY else kind.high - kind.low + 1
-            return {(value - kind.low) % span + kind.low for value in range(first, last + 1, each)}
-        if kind is _YEAR or first == last or (each == 1 and (first, last) == (kind.low, kind.high)):
-            return set(range(first, last + 1, each))
-        text = f"{first}-{last}/{each}" if last > first else str(first)
-        place = _CRONITER_PLACES[kind]
-        expression = " ".join(text if i == place else "*" for i in range(6))
-        try:
-            found = _croniter.croniter.expand(expression)[0][place]
-        except _croniter.CroniterError as error:
-            raise self.error(part, f"is refused: {error}") from error
-        top = 6 if kind is _WEEKDAY else kind.high
-        return set(range(kind.low, top + 1)) if found == ["*"] else {int(value) for value in found}
+        self.values |= {(value - kind.low) % span + kind.low for value in range(first, last + span + 1, step)}
 
     def _number(self, text: str, part: str) -> int:
         if text in self.kind.names:
@@ -255,13 +277,19 @@ class _Reader:
         last = top if high is None else self._number(high, part)
         if last < first:
             raise self.error(part, "has a range that ends before it begins")
-        number = int.from_bytes(hashlib.blake2b(f"{kind.name}:{self.key}".encode(), digest_size=8).digest(), "big")
+        number = int.from_bytes(
+            hashlib.blake2b(f"{kind.name}:{self.key}".encode(), digest_size=8).digest(), "big"
+        )
         if step is None:
             self.values.add(first + number % (last - first + 1))
             return
         if not 1 <= int(step) <= last - first + 1:
             raise self.error(part, f"has a step that is not between 1 and {last - first + 1}")
         self.values |= set(range(first + number % int(step), last + 1, int(step)))
+
+    def is_whole(self, first: int, last: int, step: int) -> bool:
+        """Whether a range is the whole field."""
+        return step == 1 and last - first >= (6 if self.kind is _WEEKDAY else self.kind.high - self.kind.low)
 
     def error(self, part: str, problem: str) -> CronError:
         return CronError(
@@ -273,58 +301,73 @@ class _Reader:
         )
 
 
-_CRONITER_PLACES = {_MINUTE: 0, _HOUR: 1, _DAY: 2, _MONTH: 3, _WEEKDAY: 4, _SECOND: 5}
+#: Where croniter wants a field, by its name. It knows the years up to 2099 only.
+_PLACES = {"minute": 0, "hour": 1, "day of month": 2, "month": 3, "day of week": 4, "second": 5}
+#: It takes about 7 us for each value, so the ranges that hold many are counted out here.
+_CRONITER_VALUES = 8
+
+
+def _expand(readers: Iterable[_Reader]) -> None:
+    """Put the values of all ranges into *readers*: in one call of croniter for those that it has to look at."""
+    texts = ["*"] * 6
+    asked: list[_Reader] = []
+    room = _CRONITER_VALUES
+    for reader in readers:
+        size = sum((last - first) // step + 1 for first, last, step in reader.ranges)
+        is_plain = all(
+            first == last or reader.is_whole(first, last, step) for first, last, step in reader.ranges
+        )
+        if is_plain or size > room or reader.kind is _YEAR:
+            for first, last, step in reader.ranges:
+                reader.values.update(range(first, last + 1, step))
+            continue
+        room -= size
+        asked.append(reader)
+        # Equal bounds are the whole field to croniter, as in Jan-Jan.
+        parts = [
+            str(first) if first == last else f"{first}-{last}/{step}" for first, last, step in reader.ranges
+        ]
+        texts[_PLACES[reader.kind.name]] = ",".join(parts)
+    if not asked:
+        return
+    found = _croniter.croniter.expand(" ".join(texts))[0]
+    for reader in asked:
+        values = found[_PLACES[reader.kind.name]]
+        reader.values.update(range(reader.kind.low, reader.kind.high + 1) if values == ["*"] else values)
 
 
 def _refuse_never(fields: Fields, expression: str, day: _Reader) -> None:
-    """Raise CronError for days that do not exist, such as 30 February. The calendar repeats after 400 years."""
-    years = fields.years if fields.years is not None else range(2000, 2400)
+    """Raise CronError for days that do not exist, such as 30 February."""
+    years = fields.years or range(_COMMON_YEAR, LAST_YEAR + 1)
     for year in years:
-        for month in sorted(fields.months):
-            if fields.days.of(year, month):
+        for month in fields.months:
+            weekday, length = monthrange(year, month)
+            if fields.days.of((weekday + 1) % 7, length):
                 return
     raise day.error(day.text, f"never comes: {expression!r} names no day that any of its months has")
 
 
-@lru_cache(maxsize=8192)
-def _days_of(days: Days, year: int, month: int) -> tuple[int, ...]:
-    first_weekday, last = monthrange(year, month)
-    sunday_based = (first_weekday + 1) % 7
-    by_number = {day for day in days.numbers if day <= last}
-    for kind, n in days.special:
-        found = _SPECIAL[kind](year, month, last, n)
-        if found is not None:
-            by_number.add(found)
-    by_weekday = {day for day in range(1, last + 1) if (sunday_based + day - 1) % 7 in days.weekdays}
-    for weekday, n in days.nth:
-        first = 1 + (weekday - sunday_based) % 7
-        day = first + 7 * (n - 1) if n > 0 else first + (last - first) // 7 * 7
-        if day <= last:
-            by_weekday.add(day)
-    return tuple(sorted(by_number & by_weekday if days.both else by_number | by_weekday))
-
-
-def _last(year: int, month: int, last: int, n: int) -> int | None:
+def _last(first: int, last: int, n: int) -> int | None:
     return last - n if n < last else None
 
 
-def _nearest_weekday(year: int, month: int, last: int, n: int) -> int | None:
+def _nearest_weekday(first: int, last: int, n: int) -> int | None:
     """The weekday (Monday to Friday) nearest to a day, in the same month; None where the month lacks the day."""
     if n > last:
         return None
-    weekday = date(year, month, n).weekday()
-    if weekday == 5:
+    weekday = (first + n - 1) % 7
+    if weekday == _SATURDAY:
         return n - 1 if n > 1 else n + 2
-    if weekday == 6:
+    if weekday == 0:
         return n + 1 if n < last else n - 2
     return n
 
 
-def _last_weekday(year: int, month: int, last: int, n: int) -> int | None:
-    return _nearest_weekday(year, month, last, last)
+def _last_weekday(first: int, last: int, n: int) -> int | None:
+    return _nearest_weekday(first, last, last)
 
 
-_SPECIAL: dict[str, Callable[[int, int, int, int], int | None]] = {
+_SPECIAL: dict[str, Callable[[int, int, int], int | None]] = {
     "last": _last,
     "nearest": _nearest_weekday,
     "last weekday": _last_weekday,

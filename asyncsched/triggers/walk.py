@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from calendar import monthrange
 from datetime import date
+from functools import lru_cache
 from typing import Literal
 
 from asyncsched.triggers.fields import FIRST_YEAR, LAST_YEAR, Fields
-from asyncsched.triggers.zones import EPOCH_ORDINAL, ZoneTable
+from asyncsched.triggers.zones import EPOCH_ORDINAL, Window, ZoneTable
 
 __all__ = ["FoldPolicy", "GapPolicy", "Walk"]
 
@@ -23,98 +25,96 @@ class Walk:
     """The fire times of parsed fields in a zone. Local times are seconds of a clock on the wall since 1970."""
 
     def __init__(self, fields: Fields, zone: ZoneTable, gap: GapPolicy, fold: FoldPolicy) -> None:
-        self._fields = fields
+        self.fields = fields
         self._zone = zone
         # A job that follows the clock runs when its hands show a time: not at times that a gap skips, at both of a fold.
         self._gap: GapPolicy = "skip" if fields.follows_clock else gap
         self._fold: FoldPolicy = "both" if fields.follows_clock else fold
+        self._days = _Days(fields)
         self._times = _Times(fields)
 
     def next(self, after: float) -> float | None:
         """The first fire time strictly later than *after*."""
         at = max(int(after // 1) + 1, _FIRST_SECOND)
-        zone = self._zone
-        while at < _LAST_SECOND:
-            i = zone.index(at)
-            fire = self._first(i, at)
+        while at <= _LAST_SECOND:
+            window = self._zone.around(at)
+            i = window.segment(at)
+            fire = self._first(window, i, at)
             if fire is not None:
                 return float(fire)
-            local = self._next_local(zone.starts[i + 1] + zone.offsets[i])
+            starts, offsets = window
+            # From there on nothing comes but what the next transition repeats or skips.
+            local = self._next_local(starts[i + 1] + min(offsets[i], offsets[i + 1]))
             if local is None:
                 return None
-            # Nothing lies between the segment's end and there but what a fold repeats or a gap moves, within a day of it.
-            at = max(zone.starts[i + 1], local - zone.offsets[i] - 2 * _DAY_S)
+            at = max(starts[i + 1], local - offsets[i] - 2 * _DAY_S)
         return None
 
     def previous(self, until: float) -> float | None:
         """The last fire time at or before *until*."""
         at = min(int(until // 1), _LAST_SECOND)
-        zone = self._zone
         while at >= _FIRST_SECOND:
-            i = zone.index(at)
-            fire = self._last(i, at)
+            window = self._zone.around(at)
+            i = window.segment(at)
+            fire = self._last(window, i, at)
             if fire is not None:
-                return float(fire)
-            local = self._previous_local(zone.starts[i] + zone.offsets[i] - 1)
+                return float(fire) if fire >= _FIRST_SECOND else None
+            starts, offsets = window
+            local = self._previous_local(starts[i] + max(offsets[i], offsets[i - 1]) - 1)
             if local is None:
                 return None
-            at = min(zone.starts[i] - 1, local - zone.offsets[i] + 2 * _DAY_S)
+            at = min(starts[i] - 1, local - offsets[i] + 2 * _DAY_S)
         return None
 
-    def gap_at(self, i: int) -> tuple[int, int] | None:
-        """The local times [a, b) that the start of segment *i* skips."""
-        zone = self._zone
-        a, b = zone.starts[i] + zone.offsets[i - 1], zone.starts[i] + zone.offsets[i]
-        return (a, b) if b > a else None
+    @property
+    def skips_gaps(self) -> bool:
+        """Whether local times that a gap skips are not made up for."""
+        return self._gap == "skip"
 
-    def _bounds(self, i: int) -> tuple[int, int]:
+    def skips(self, begin: int, end: int) -> bool:
+        """Whether a local time in [begin, end) matches."""
+        local = self._next_local(begin)
+        return local is not None and local < end
+
+    def _bounds(self, window: Window, i: int) -> tuple[int, int]:
         """The local times [low, high) that belong to segment *i* under the policy for folds."""
-        zone = self._zone
-        low = zone.starts[i] + zone.offsets[i]
-        high = zone.starts[i + 1] + zone.offsets[i]
-        if self._fold == "first":
-            low = max(low, zone.starts[i] + zone.offsets[i - 1]) if zone.offsets[i] < zone.offsets[i - 1] else low
-        elif self._fold == "second" and zone.offsets[i + 1] < zone.offsets[i]:
-            high = zone.starts[i + 1] + zone.offsets[i + 1]
+        starts, offsets = window
+        low, high = starts[i] + offsets[i], starts[i + 1] + offsets[i]
+        if self._fold == "first" and offsets[i] < offsets[i - 1]:
+            low = starts[i] + offsets[i - 1]
+        elif self._fold == "second" and offsets[i + 1] < offsets[i]:
+            high = starts[i + 1] + offsets[i + 1]
         return low, high
 
-    def _first(self, i: int, at: int) -> int | None:
+    def _first(self, window: Window, i: int, at: int) -> int | None:
         """The first fire time of segment *i* at or after *at*."""
-        zone = self._zone
-        offset = zone.offsets[i]
-        low, high = self._bounds(i)
+        offset = window.offsets[i]
+        low, high = self._bounds(window, i)
         local = self._next_local(max(low, at + offset))
         best = local - offset if local is not None and local < high else None
-        if self._gap == "skip" or zone.offsets[i - 1] >= offset:
+        if self._gap == "skip" or window.offsets[i - 1] >= offset:
             return best
-        moved = self._moved_from_gap(i, at)
+        moved = self._moved_from_gap(window, i, at)
         return moved if best is None or (moved is not None and moved < best) else best
 
-    def _moved_from_gap(self, i: int, at: int) -> int | None:
+    def _moved_from_gap(self, window: Window, i: int, at: int) -> int | None:
         """When the gap at the start of segment *i* makes a fixed-time job run, at or after *at*."""
-        start = self._zone.starts[i]
-        gap = self.gap_at(i)
-        if gap is None:
-            return None
-        begin, end = gap
+        start = window.starts[i]
+        begin, end = start + window.offsets[i - 1], start + window.offsets[i]
         if self._gap == "run":
-            local = self._next_local(begin) if at <= start else None
-            return start if local is not None and local < end else None
+            return start if at <= start and self.skips(begin, end) else None
         local = self._next_local(max(begin, begin + at - start))
         return start + local - begin if local is not None and local < end else None
 
-    def _last(self, i: int, at: int) -> int | None:
+    def _last(self, window: Window, i: int, at: int) -> int | None:
         """The last fire time of segment *i* at or before *at*."""
-        zone = self._zone
-        offset = zone.offsets[i]
-        low, high = self._bounds(i)
+        start, offset = window.starts[i], window.offsets[i]
+        low, high = self._bounds(window, i)
         local = self._previous_local(min(high - 1, at + offset))
         best = local - offset if local is not None and local >= low else None
-        gap = self.gap_at(i)
-        if self._gap == "skip" or gap is None:
+        begin, end = start + window.offsets[i - 1], start + offset
+        if self._gap == "skip" or begin >= end:
             return best
-        begin, end = gap
-        start = zone.starts[i]
         last = end - 1 if self._gap == "run" else min(end - 1, begin + at - start)
         local = self._previous_local(last)
         if local is None or local < begin:
@@ -124,64 +124,108 @@ class Walk:
 
     def _next_local(self, local: int) -> int | None:
         """The first matching local second at or after *local*."""
-        ordinal, second = divmod(local, _DAY_S)
-        day = date.fromordinal(ordinal + EPOCH_ORDINAL)
-        fields = self._fields
-        days: tuple[int, ...] = ()
-        if day.month in fields.months and (fields.years is None or day.year in fields.years):
-            days = fields.days.of(day.year, day.month)
-            if day.day in days:
-                found = self._times.at_or_after(second)
-                if found is not None:
-                    return ordinal * _DAY_S + found
-            i = bisect_right(days, day.day)
-            if i < len(days):
-                return (ordinal + days[i] - day.day) * _DAY_S + self._times.first
-        return self._first_of_later_month(day.year, day.month)
-
-    def _first_of_later_month(self, year: int, month: int) -> int | None:
-        fields = self._fields
-        while year <= LAST_YEAR:
-            month += 1
-            if month > 12:
-                year, month = _later_year(fields.years, year), 1
-                if year > LAST_YEAR:
-                    return None
-            if month in fields.months and (fields.years is None or year in fields.years):
-                days = fields.days.of(year, month)
-                if days:
-                    return (date(year, month, days[0]).toordinal() - EPOCH_ORDINAL) * _DAY_S + self._times.first
-        return None
+        day, second = divmod(local, _DAY_S)
+        found = self._days.at_or_after(day)
+        if found is None:
+            return None
+        if found == day:
+            time = self._times.at_or_after(second)
+            if time is not None:
+                return day * _DAY_S + time
+            found = self._days.at_or_after(day + 1)
+        return None if found is None else found * _DAY_S + self._times.first
 
     def _previous_local(self, local: int) -> int | None:
         """The last matching local second at or before *local*."""
-        ordinal, second = divmod(local, _DAY_S)
-        day = date.fromordinal(ordinal + EPOCH_ORDINAL)
-        fields = self._fields
-        if day.month in fields.months and (fields.years is None or day.year in fields.years):
-            days = fields.days.of(day.year, day.month)
-            if day.day in days:
-                found = self._times.at_or_before(second)
-                if found is not None:
-                    return ordinal * _DAY_S + found
-            i = bisect_left(days, day.day)
-            if i > 0:
-                return (ordinal + days[i - 1] - day.day) * _DAY_S + self._times.last
-        return self._last_of_earlier_month(day.year, day.month)
+        day, second = divmod(local, _DAY_S)
+        found = self._days.at_or_before(day)
+        if found is None:
+            return None
+        if found == day:
+            time = self._times.at_or_before(second)
+            if time is not None:
+                return day * _DAY_S + time
+            found = self._days.at_or_before(day - 1)
+        return None if found is None else found * _DAY_S + self._times.last
 
-    def _last_of_earlier_month(self, year: int, month: int) -> int | None:
-        fields = self._fields
-        while year >= FIRST_YEAR:
-            month -= 1
-            if month < 1:
-                year, month = year - 1, 12
-            if year < FIRST_YEAR:
-                return None
-            if month in fields.months and (fields.years is None or year in fields.years):
-                days = fields.days.of(year, month)
-                if days:
-                    return (date(year, month, days[-1]).toordinal() - EPOCH_ORDINAL) * _DAY_S + self._times.last
+
+class _Days:
+    """The days that match, counted from 1970-01-01.
+
+    A month is one of 28 kinds, by its length and the weekday that it begins with; its days follow from that.
+    """
+
+    def __init__(self, fields: Fields) -> None:
+        self._days = fields.days
+        self._by_kind: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._months = tuple(sorted(fields.months))
+        self._years = fields.years or range(FIRST_YEAR, LAST_YEAR + 1)
+
+    def at_or_after(self, day: int) -> int | None:
+        """The first matching day at or after *day*."""
+        moment = date.fromordinal(day + EPOCH_ORDINAL)
+        year, month = moment.year, moment.month
+        if year in self._years:
+            if month in self._months:
+                days = self._of(year, month)
+                i = bisect_left(days, moment.day)
+                if i < len(days):
+                    return day + days[i] - moment.day
+            found = self._first_in(year, bisect_right(self._months, month))
+            if found is not None:
+                return found
+        for later in self._years[bisect_right(self._years, year) :]:
+            found = self._first_in(later, 0)
+            if found is not None:
+                return found
         return None
+
+    def at_or_before(self, day: int) -> int | None:
+        """The last matching day at or before *day*."""
+        moment = date.fromordinal(day + EPOCH_ORDINAL)
+        year, month = moment.year, moment.month
+        if year in self._years:
+            if month in self._months:
+                days = self._of(year, month)
+                i = bisect_right(days, moment.day)
+                if i > 0:
+                    return day + days[i - 1] - moment.day
+            found = self._last_in(year, bisect_left(self._months, month))
+            if found is not None:
+                return found
+        for earlier in reversed(self._years[: bisect_left(self._years, year)]):
+            found = self._last_in(earlier, len(self._months))
+            if found is not None:
+                return found
+        return None
+
+    def _first_in(self, year: int, begin: int) -> int | None:
+        for month in self._months[begin:]:
+            days = self._of(year, month)
+            if days:
+                return date(year, month, days[0]).toordinal() - EPOCH_ORDINAL
+        return None
+
+    def _last_in(self, year: int, end: int) -> int | None:
+        for month in reversed(self._months[:end]):
+            days = self._of(year, month)
+            if days:
+                return date(year, month, days[-1]).toordinal() - EPOCH_ORDINAL
+        return None
+
+    def _of(self, year: int, month: int) -> tuple[int, ...]:
+        kind = _kind_of_month(year, month)
+        days = self._by_kind.get(kind)
+        if days is None:
+            days = self._by_kind[kind] = self._days.of(*kind)
+        return days
+
+
+@lru_cache(maxsize=4096)
+def _kind_of_month(year: int, month: int) -> tuple[int, int]:
+    """The weekday of its first day (0 is Sunday), and its length."""
+    weekday, length = monthrange(year, month)
+    return (weekday + 1) % 7, length
 
 
 class _Times:
@@ -247,10 +291,3 @@ class _Times:
                 return minute * 60 + seconds[k]
             j -= 1
         return minutes[j] * 60 + seconds[-1] if j >= 0 else None
-
-
-def _later_year(years: tuple[int, ...] | None, year: int) -> int:
-    if years is None:
-        return year + 1
-    i = bisect_right(years, year)
-    return years[i] if i < len(years) else LAST_YEAR + 1
