@@ -154,7 +154,9 @@ class Excluding(Trigger, frozen=True, array_like=True, gc=False, tag="excluding"
         for _ in range(SEARCH_LIMIT):
             if fire is None or not self.excludes(fire):
                 return fire
-            fire = self.base.next(self._end_of_day(fire) - TICK_S if self._on_a_date(fire) else fire)
+            fire = self.base.next(
+                max(fire, self._midnight(fire, 1) - TICK_S) if self._on_a_date(fire) else fire
+            )
         raise self._exhausted()
 
     def previous(self, until: float) -> float | None:
@@ -163,7 +165,8 @@ class Excluding(Trigger, frozen=True, array_like=True, gc=False, tag="excluding"
         for _ in range(SEARCH_LIMIT):
             if fire is None or not self.excludes(fire):
                 return fire
-            fire = self.base.previous(fire - TICK_S)
+            end = self._midnight(fire, 0) if self._on_a_date(fire) else fire
+            fire = self.base.previous(min(fire, end) - TICK_S)
         raise self._exhausted()
 
     def excludes(self, fire: float) -> bool:
@@ -173,9 +176,10 @@ class Excluding(Trigger, frozen=True, array_like=True, gc=False, tag="excluding"
     def _on_a_date(self, fire: float) -> bool:
         return bool(self.dates) and local_ordinal(fire, self.zone) in self.dates
 
-    def _end_of_day(self, fire: float) -> float:
-        day = local_ordinal(fire, self.zone) + 1 - EPOCH_ORDINAL
-        return max(fire + 2 * TICK_S, float(zone_table(self.zone).instant(day * _DAY_S)))
+    def _midnight(self, fire: float, days: int) -> float:
+        """When the day of a fire time begins, or one so many days later."""
+        day = local_ordinal(fire, self.zone) + days - EPOCH_ORDINAL
+        return float(zone_table(self.zone).instant(day * _DAY_S))
 
     def _exhausted(self) -> TriggerError:
         return TriggerError(f"{self}: {SEARCH_LIMIT:,} fire times in a row are taken out; leave more of them")

@@ -333,7 +333,8 @@ def _expand(readers: Iterable[_Reader]) -> None:
     found = _croniter.croniter.expand(" ".join(texts))[0]
     for reader in asked:
         values = found[_PLACES[reader.kind.name]]
-        reader.values.update(range(reader.kind.low, reader.kind.high + 1) if values == ["*"] else values)
+        whole = values == ["*"]
+        reader.values.update(range(reader.kind.low, reader.kind.high + 1) if whole else map(int, values))
 
 
 def _refuse_never(fields: Fields, expression: str, day: _Reader) -> None:

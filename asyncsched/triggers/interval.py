@@ -60,10 +60,10 @@ class Every(Trigger, frozen=True, array_like=True, gc=False, tag="every"):
         first = self.next(after)
         if first is None or first > until:
             return Passed(0, None, first)
-        last = self.previous(until)
-        if last is None or last < first:
-            last = first
-        count = (round(last * 1e6) - round(first * 1e6)) // self.step_us + 1
+        stop = until if self.end is None else min(until, self.end)
+        first_us = round(first * 1e6)
+        count = (round(stop * 1e6) - first_us) // self.step_us + 1
+        last = (first_us + (count - 1) * self.step_us) / 1e6
         return Passed(count, last, self.next(last))
 
     @property

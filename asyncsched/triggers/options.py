@@ -34,7 +34,7 @@ def split_options(text: str, known: Collection[str]) -> tuple[dict[str, str], st
 def with_options(options: Mapping[str, str | float | None], text: str) -> str:
     """The text with its options in front: floats are instants, strings are quoted as far as they must be."""
     words = [
-        f"{name.upper()}={instant_text(value) if isinstance(value, float) else quote(value, safe='/:+')}"
+        f"{name.upper()}={quote(value, safe='/:+') if isinstance(value, str) else instant_text(value)}"
         for name, value in options.items()
         if value is not None
     ]

@@ -47,8 +47,6 @@ def _parse(text: str, depth: int) -> AnyTrigger:
         return parse_calendar(stripped[len("@calendar ") :])
     if lowered == "once" or lowered.startswith("once "):
         return _parse_once(stripped)
-    if "@every " in lowered:
-        return _parse_every(stripped)
     for name, make in _COMBINED.items():
         if lowered.startswith(f"{name}("):
             if not lowered.endswith(")") or depth == 0:
@@ -56,6 +54,8 @@ def _parse(text: str, depth: int) -> AnyTrigger:
                     f"{stripped!r} is not understood: it is not closed, or more than {_MAX_DEPTH} deep"
                 )
             return make([part.strip() for part in _parts(stripped[len(name) + 1 : -1])], depth - 1)
+    if "@every " in lowered:
+        return _parse_every(stripped)
     return cron(stripped)
 
 
