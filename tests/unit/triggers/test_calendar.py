@@ -1,6 +1,7 @@
 """Steps on the wall's calendar."""
 
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -17,7 +18,7 @@ NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 def fires(n: int, after: datetime = NEW_YEAR, **options: Any) -> list[str]:
     trigger = calendar(**options)
     found = trigger.preview(n, after)
-    for earlier, later in zip(found, found[1:], strict=False):
+    for earlier, later in pairwise(found):
         assert trigger.previous_before(later) == earlier
     return [
         fire.isoformat(timespec="minutes").removesuffix("+00:00").removesuffix("T00:00") for fire in found
