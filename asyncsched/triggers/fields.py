@@ -330,7 +330,8 @@ def _expand(readers: Iterable[_Reader]) -> None:
         texts[_PLACES[reader.kind.name]] = ",".join(parts)
     if not asked:
         return
-    found = _croniter.croniter.expand(" ".join(texts))[0]
+    # The second comes last; without it a field less is read.
+    found = _croniter.croniter.expand(" ".join(texts if texts[-1] != "*" else texts[:-1]))[0]
     for reader in asked:
         values = found[_PLACES[reader.kind.name]]
         whole = values == ["*"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from calendar import monthrange
 from datetime import date
-from functools import lru_cache
 from typing import Literal
 
 from asyncsched.triggers.fields import FIRST_YEAR, LAST_YEAR, Fields
@@ -76,26 +75,24 @@ class Walk:
         local = self._next_local(begin)
         return local is not None and local < end
 
-    def _bounds(self, window: Window, i: int) -> tuple[int, int]:
-        """The local times [low, high) that belong to segment *i* under the policy for folds."""
-        starts, offsets = window
-        low, high = starts[i] + offsets[i], starts[i + 1] + offsets[i]
-        if self._fold == "first" and offsets[i] < offsets[i - 1]:
-            low = starts[i] + offsets[i - 1]
-        elif self._fold == "second" and offsets[i + 1] < offsets[i]:
-            high = starts[i + 1] + offsets[i + 1]
-        return low, high
-
     def _first(self, window: Window, i: int, at: int) -> int | None:
         """The first fire time of segment *i* at or after *at*."""
-        offset = window.offsets[i]
-        low, high = self._bounds(window, i)
-        local = self._next_local(max(low, at + offset))
-        best = local - offset if local is not None and local < high else None
-        if self._gap == "skip" or window.offsets[i - 1] >= offset:
+        starts, offsets = window
+        offset, before = offsets[i], offsets[i - 1]
+        low = at + offset
+        if offset < before and self._fold == "first":
+            low = max(low, starts[i] + before)
+        local = self._next_local(low)
+        best = local - offset if local is not None and local < self._end(window, i) else None
+        if offset <= before or self._gap == "skip":
             return best
         moved = self._moved_from_gap(window, i, at)
         return moved if best is None or (moved is not None and moved < best) else best
+
+    def _end(self, window: Window, i: int) -> int:
+        """The local time at which segment *i* ends; where "second" counts, it ends before what the next one repeats."""
+        offset, following = window.offsets[i], window.offsets[i + 1]
+        return window.starts[i + 1] + (following if self._fold == "second" and following < offset else offset)
 
     def _moved_from_gap(self, window: Window, i: int, at: int) -> int | None:
         """When the gap at the start of segment *i* makes a fixed-time job run, at or after *at*."""
@@ -108,11 +105,11 @@ class Walk:
 
     def _last(self, window: Window, i: int, at: int) -> int | None:
         """The last fire time of segment *i* at or before *at*."""
-        start, offset = window.starts[i], window.offsets[i]
-        low, high = self._bounds(window, i)
-        local = self._previous_local(min(high - 1, at + offset))
+        start, offset, before = window.starts[i], window.offsets[i], window.offsets[i - 1]
+        low = start + (before if self._fold == "first" and offset < before else offset)
+        local = self._previous_local(min(self._end(window, i) - 1, at + offset))
         best = local - offset if local is not None and local >= low else None
-        begin, end = start + window.offsets[i - 1], start + offset
+        begin, end = start + before, start + offset
         if self._gap == "skip" or begin >= end:
             return best
         last = end - 1 if self._gap == "run" else min(end - 1, begin + at - start)
@@ -125,28 +122,24 @@ class Walk:
     def _next_local(self, local: int) -> int | None:
         """The first matching local second at or after *local*."""
         day, second = divmod(local, _DAY_S)
+        times = self._times
+        if second > times.last:
+            day, second = day + 1, 0
         found = self._days.at_or_after(day)
         if found is None:
             return None
-        if found == day:
-            time = self._times.at_or_after(second)
-            if time is not None:
-                return day * _DAY_S + time
-            found = self._days.at_or_after(day + 1)
-        return None if found is None else found * _DAY_S + self._times.first
+        return found * _DAY_S + (times.at_or_after(second) if found == day else times.first)
 
     def _previous_local(self, local: int) -> int | None:
         """The last matching local second at or before *local*."""
         day, second = divmod(local, _DAY_S)
+        times = self._times
+        if second < times.first:
+            day, second = day - 1, _DAY_S - 1
         found = self._days.at_or_before(day)
         if found is None:
             return None
-        if found == day:
-            time = self._times.at_or_before(second)
-            if time is not None:
-                return day * _DAY_S + time
-            found = self._days.at_or_before(day - 1)
-        return None if found is None else found * _DAY_S + self._times.last
+        return found * _DAY_S + (times.at_or_before(second) if found == day else times.last)
 
 
 class _Days:
@@ -158,22 +151,24 @@ class _Days:
     def __init__(self, fields: Fields) -> None:
         self._days = fields.days
         self._by_kind: dict[tuple[int, int], tuple[int, ...]] = {}
+        #: The days of the months that were asked for, by year * 12 + month.
+        self._by_month: dict[int, tuple[int, ...]] = {}
         self._months = tuple(sorted(fields.months))
         self._years = fields.years or range(FIRST_YEAR, LAST_YEAR + 1)
 
     def at_or_after(self, day: int) -> int | None:
         """The first matching day at or after *day*."""
         moment = date.fromordinal(day + EPOCH_ORDINAL)
-        year, month = moment.year, moment.month
-        if year in self._years:
-            if month in self._months:
-                days = self._of(year, month)
-                i = bisect_left(days, moment.day)
-                if i < len(days):
-                    return day + days[i] - moment.day
-            found = self._first_in(year, bisect_right(self._months, month))
-            if found is not None:
-                return found
+        year, month, number = moment.year, moment.month, moment.day
+        days = self._by_month.get(year * 12 + month)
+        if days is None:
+            days = self._of(year, month)
+        i = bisect_left(days, number)
+        if i < len(days):
+            return day + days[i] - number
+        found = self._first_in(year, bisect_right(self._months, month))
+        if found is not None:
+            return found
         for later in self._years[bisect_right(self._years, year) :]:
             found = self._first_in(later, 0)
             if found is not None:
@@ -184,15 +179,13 @@ class _Days:
         """The last matching day at or before *day*."""
         moment = date.fromordinal(day + EPOCH_ORDINAL)
         year, month = moment.year, moment.month
-        if year in self._years:
-            if month in self._months:
-                days = self._of(year, month)
-                i = bisect_right(days, moment.day)
-                if i > 0:
-                    return day + days[i - 1] - moment.day
-            found = self._last_in(year, bisect_left(self._months, month))
-            if found is not None:
-                return found
+        days = self._of(year, month)
+        i = bisect_right(days, moment.day)
+        if i > 0:
+            return day + days[i - 1] - moment.day
+        found = self._last_in(year, bisect_left(self._months, month))
+        if found is not None:
+            return found
         for earlier in reversed(self._years[: bisect_left(self._years, year)]):
             found = self._last_in(earlier, len(self._months))
             if found is not None:
@@ -214,18 +207,20 @@ class _Days:
         return None
 
     def _of(self, year: int, month: int) -> tuple[int, ...]:
-        kind = _kind_of_month(year, month)
-        days = self._by_kind.get(kind)
+        """The matching days of a month, ascending."""
+        days = self._by_month.get(year * 12 + month)
         if days is None:
-            days = self._by_kind[kind] = self._days.of(*kind)
+            days = self._by_month[year * 12 + month] = self._read(year, month)
         return days
 
-
-@lru_cache(maxsize=4096)
-def _kind_of_month(year: int, month: int) -> tuple[int, int]:
-    """The weekday of its first day (0 is Sunday), and its length."""
-    weekday, length = monthrange(year, month)
-    return (weekday + 1) % 7, length
+    def _read(self, year: int, month: int) -> tuple[int, ...]:
+        if month not in self._months or year not in self._years:
+            return ()
+        weekday, length = monthrange(year, month)
+        kind = (weekday + 1) % 7, length
+        if kind not in self._by_kind:
+            self._by_kind[kind] = self._days.of(*kind)
+        return self._by_kind[kind]
 
 
 class _Times:
@@ -238,56 +233,44 @@ class _Times:
         self.first = fields.hours[0] * 3600 + self._first_in_hour
         self.last = fields.hours[-1] * 3600 + self._last_in_hour
 
-    def at_or_after(self, second: int) -> int | None:
-        """The first time of the day at or after *second*."""
+    def at_or_after(self, second: int) -> int:
+        """The first time of the day at or after *second*, which is not later than the last one."""
         hour, rest = divmod(second, 3600)
         hours = self._hours
         i = bisect_left(hours, hour)
-        if i == len(hours):
-            return None
         if hours[i] == hour:
-            found = self._in_hour(rest)
-            if found is not None:
-                return hour * 3600 + found
+            if rest <= self._last_in_hour:
+                return hour * 3600 + self._in_hour(rest)
             i += 1
-            if i == len(hours):
-                return None
         return hours[i] * 3600 + self._first_in_hour
 
-    def _in_hour(self, rest: int) -> int | None:
+    def _in_hour(self, rest: int) -> int:
         minute, second = divmod(rest, 60)
         minutes, seconds = self._minutes, self._seconds
+        if second > seconds[-1]:
+            minute, second = minute + 1, 0
         j = bisect_left(minutes, minute)
-        if j < len(minutes) and minutes[j] == minute:
-            k = bisect_left(seconds, second)
-            if k < len(seconds):
-                return minute * 60 + seconds[k]
-            j += 1
-        return minutes[j] * 60 + seconds[0] if j < len(minutes) else None
+        if minutes[j] > minute:
+            return minutes[j] * 60 + seconds[0]
+        return minute * 60 + seconds[bisect_left(seconds, second)]
 
-    def at_or_before(self, second: int) -> int | None:
-        """The last time of the day at or before *second*."""
+    def at_or_before(self, second: int) -> int:
+        """The last time of the day at or before *second*, which is not earlier than the first one."""
         hour, rest = divmod(second, 3600)
         hours = self._hours
         i = bisect_right(hours, hour) - 1
-        if i < 0:
-            return None
         if hours[i] == hour:
-            found = self._in_hour_before(rest)
-            if found is not None:
-                return hour * 3600 + found
+            if rest >= self._first_in_hour:
+                return hour * 3600 + self._in_hour_before(rest)
             i -= 1
-            if i < 0:
-                return None
         return hours[i] * 3600 + self._last_in_hour
 
-    def _in_hour_before(self, rest: int) -> int | None:
+    def _in_hour_before(self, rest: int) -> int:
         minute, second = divmod(rest, 60)
         minutes, seconds = self._minutes, self._seconds
+        if second < seconds[0]:
+            minute, second = minute - 1, 59
         j = bisect_right(minutes, minute) - 1
-        if j >= 0 and minutes[j] == minute:
-            k = bisect_right(seconds, second) - 1
-            if k >= 0:
-                return minute * 60 + seconds[k]
-            j -= 1
-        return minutes[j] * 60 + seconds[-1] if j >= 0 else None
+        if minutes[j] < minute:
+            return minutes[j] * 60 + seconds[-1]
+        return minute * 60 + seconds[bisect_right(seconds, second) - 1]

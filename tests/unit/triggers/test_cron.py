@@ -213,9 +213,10 @@ def test_ranges_and_steps_are_read_by_croniter(monkeypatch: pytest.MonkeyPatch) 
     expand = croniter.croniter.expand
     monkeypatch.setattr(croniter.croniter, "expand", lambda text: asked.append(text) or expand(text))
     parse_fields("*/20 9-12 * * mon-fri/2", "", False)
-    assert asked == ["0-59/20 9-12/1 * * * *"]
+    assert asked == ["0-59/20 9-12/1 * * *"]
     parse_fields("5,10 * * * *", "", False)
-    assert len(asked) == 1
+    parse_fields("1-3 0 * * * *", "", False)
+    assert asked[1:] == ["* * * * * 1-3/1"]
 
 
 @pytest.mark.parametrize(
