@@ -112,7 +112,7 @@ def parse_fields(expression: str, key: str, both_days: bool) -> Fields:
     texts = _split(expression)
     kinds = _KINDS[len(texts)]
     readers = [
-        _Reader(kind, text, place, key)
+        _Reader(kind, text, place, key, expression)
         for place, (kind, text) in enumerate(zip(kinds, texts, strict=True), 1)
     ]
     _expand(readers)
@@ -139,7 +139,7 @@ def parse_fields(expression: str, key: str, both_days: bool) -> Fields:
         None if year is None or year.text == "*" else tuple(sorted(year.values)),
         read["minute"].is_star or read["hour"].is_star,
     )
-    _refuse_never(fields, expression, day)
+    _refuse_never(fields, day)
     return fields
 
 
@@ -170,8 +170,8 @@ def _split(expression: str) -> list[str]:
 class _Reader:
     """One field of one expression."""
 
-    def __init__(self, kind: _Kind, text: str, place: int, key: str) -> None:
-        self.kind, self.text, self.place, self.key = kind, text, place, key
+    def __init__(self, kind: _Kind, text: str, place: int, key: str, expression: str) -> None:
+        self.kind, self.text, self.place, self.key, self.expression = kind, text, place, key, expression
         self.values: set[int] = set()
         #: First, last and step of the ranges that are not expanded yet.
         self.ranges: list[tuple[int, int, int]] = []
@@ -233,7 +233,9 @@ class _Reader:
         if text in self.kind.names:
             return self.kind.names.index(text) + self.kind.low
         if not text.isdigit() or not self.kind.low <= int(text) <= self.kind.high:
-            raise self.error(part, f"has {text!r}, which is out of range")
+            raise self.error(
+                part, "is out of range" if text == part else f"has {text!r}, which is out of range"
+            )
         return int(text)
 
     def _read_special(self, part: str) -> bool:
@@ -293,7 +295,8 @@ class _Reader:
 
     def error(self, part: str, problem: str) -> CronError:
         return CronError(
-            f"cron field {self.place} ({self.kind.name}): {part or self.text!r} {problem}; allowed: {self.kind.allowed}",
+            f"bad cron expression {self.expression!r}: field {self.place} ({self.kind.name}): "
+            f"{part or self.text!r} {problem}; allowed: {self.kind.allowed}",
             field=self.kind.name,
             position=self.place,
             value=part or self.text,
@@ -338,7 +341,7 @@ def _expand(readers: Iterable[_Reader]) -> None:
         reader.values.update(range(reader.kind.low, reader.kind.high + 1) if whole else map(int, values))
 
 
-def _refuse_never(fields: Fields, expression: str, day: _Reader) -> None:
+def _refuse_never(fields: Fields, day: _Reader) -> None:
     """Raise CronError for days that do not exist, such as 30 February."""
     years = fields.years or range(_COMMON_YEAR, LAST_YEAR + 1)
     for year in years:
@@ -346,7 +349,7 @@ def _refuse_never(fields: Fields, expression: str, day: _Reader) -> None:
             weekday, length = monthrange(year, month)
             if fields.days.of((weekday + 1) % 7, length):
                 return
-    raise day.error(day.text, f"never comes: {expression!r} names no day that any of its months has")
+    raise day.error(day.text, f"never comes: no month that is named has such a day")
 
 
 def _last(first: int, last: int, n: int) -> int | None:
