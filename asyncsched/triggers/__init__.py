@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncsched.triggers.base import Passed, Trigger
+from asyncsched.triggers.base import Omitted, Passed, Trigger
 from asyncsched.triggers.calendar import Calendar, calendar
 from asyncsched.triggers.combine import AllOf, AnyOf, AnyTrigger, Excluding, all_of, any_of, excluding
 from asyncsched.triggers.cron import Cron, cron
@@ -19,6 +19,7 @@ __all__ = [
     "Every",
     "Excluding",
     "Manual",
+    "Omitted",
     "Once",
     "Passed",
     "Trigger",

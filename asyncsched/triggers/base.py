@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 
@@ -10,7 +11,7 @@ from asyncsched.errors import TriggerError
 from asyncsched.triggers.zones import in_zone
 from asyncsched.units import LATEST, to_instant
 
-__all__ = ["TICK_S", "Passed", "Trigger", "limits"]
+__all__ = ["COUNT_LIMIT", "TICK_S", "Omitted", "Passed", "Trigger", "limits"]
 
 #: More fire times than this are not counted one by one where a trigger can only be walked.
 COUNT_LIMIT = 1000
@@ -24,6 +25,17 @@ class Passed(msgspec.Struct, frozen=True, gc=False):
     count: int
     last: float | None
     next: float | None
+    #: The count is a lower bound: the span holds more than was walked.
+    more: bool = False
+
+
+class Omitted(msgspec.Struct, frozen=True, gc=False):
+    """Fire times that a trigger leaves out though its author may expect them: why, the first, the last, and how many."""
+
+    reason: Literal["dst_gap", "excluded"]
+    first: float
+    last: float
+    count: int
     #: The count is a lower bound: the span holds more than was walked.
     more: bool = False
 
@@ -63,6 +75,10 @@ class Trigger(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     def _passed_many(self, count: int, until: float) -> Passed:
         return Passed(count, self.previous(until), self.next(until), more=True)
+
+    def omitted(self, after: float, until: float) -> tuple[Omitted, ...]:
+        """What is left out in (after, until]: times that a gap skips and policy does not make up for, and what is excluded."""
+        return ()
 
     def previous(self, until: float) -> float | None:
         """The last fire time at or before *until*; None when there is none."""

@@ -9,7 +9,7 @@ from typing import TypeAlias, cast
 from msgspec.structs import replace
 
 from asyncsched.errors import TriggerError
-from asyncsched.triggers.base import TICK_S, Trigger
+from asyncsched.triggers.base import COUNT_LIMIT, TICK_S, Omitted, Trigger
 from asyncsched.triggers.calendar import Calendar
 from asyncsched.triggers.cron import Cron
 from asyncsched.triggers.interval import Every
@@ -44,6 +44,11 @@ class AnyOf(Trigger, frozen=True, array_like=True, gc=False, tag="any_of"):
 
     def previous(self, until: float) -> float | None:
         return max(_found(trigger.previous(until) for trigger in self.triggers), default=None)
+
+    def omitted(self, after: float, until: float) -> tuple[Omitted, ...]:
+        return tuple(
+            dict.fromkeys(span for trigger in self.triggers for span in trigger.omitted(after, until))
+        )
 
     @property
     def zone(self) -> str:
@@ -168,6 +173,18 @@ class Excluding(Trigger, frozen=True, array_like=True, gc=False, tag="excluding"
             end = self._midnight(fire, 0) if self._on_a_date(fire) else fire
             fire = self.base.previous(min(fire, end) - TICK_S)
         raise self._exhausted()
+
+    def omitted(self, after: float, until: float) -> tuple[Omitted, ...]:
+        fires: list[float] = []
+        walked, fire = 0, self.base.next(after)
+        while fire is not None and fire <= until and walked < COUNT_LIMIT:
+            walked += 1
+            if self.excludes(fire):
+                fires.append(fire)
+            fire = self.base.next(fire)
+        more = fire is not None and fire <= until
+        spans = (Omitted("excluded", fires[0], fires[-1], len(fires), more),) if fires else ()
+        return (*self.base.omitted(after, until), *spans)
 
     def excludes(self, fire: float) -> bool:
         """Whether a fire time of the base is taken out."""

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from asyncsched.errors import CronError, TriggerError
 from asyncsched.triggers.advice import cron_warnings
-from asyncsched.triggers.base import TICK_S, Trigger, limits
+from asyncsched.triggers.base import TICK_S, Omitted, Trigger, limits
 from asyncsched.triggers.fields import parse_fields, uses_hash
 from asyncsched.triggers.interval import Every, every
 from asyncsched.triggers.options import read_instant, read_text, split_options, with_options
@@ -69,6 +69,11 @@ class Cron(Trigger, frozen=True, array_like=True, gc=False, tag="cron"):
             until = self.end
         fire = self._walk.previous(until)
         return fire if self.start is None or fire is None or fire >= self.start else None
+
+    def omitted(self, after: float, until: float) -> tuple[Omitted, ...]:
+        begin = after if self.start is None else max(after, self.start - TICK_S)
+        end = until if self.end is None else min(until, self.end)
+        return tuple(Omitted("dst_gap", at, at, count) for at, count in self._walk.skipped(begin, end))
 
     @property
     def zone(self) -> str:

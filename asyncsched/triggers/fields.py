@@ -349,7 +349,7 @@ def _refuse_never(fields: Fields, day: _Reader) -> None:
             weekday, length = monthrange(year, month)
             if fields.days.of((weekday + 1) % 7, length):
                 return
-    raise day.error(day.text, f"never comes: no month that is named has such a day")
+    raise day.error(day.text, "never comes: no month that is named has such a day")
 
 
 def _last(first: int, last: int, n: int) -> int | None:

@@ -75,6 +75,31 @@ class Walk:
         local = self._next_local(begin)
         return local is not None and local < end
 
+    def skipped(self, after: float, until: float) -> list[tuple[int, int]]:
+        """The ends of the gaps in (after, until], and how many times of a job of a fixed time each takes away."""
+        found: list[tuple[int, int]] = []
+        if self._gap != "skip" or self.fields.follows_clock:
+            return found
+        at = max(int(after // 1) + 1, _FIRST_SECOND)
+        while at <= min(until, _LAST_SECOND):
+            starts, offsets = window = self._zone.around(at)
+            i = window.segment(at)
+            if starts[i] == at:
+                count = self._count(at + offsets[i - 1], at + offsets[i])
+                found += [(at, count)] if count else []
+            at = starts[i + 1]
+        return found
+
+    def _count(self, begin: int, end: int) -> int:
+        """How many local times in [begin, end) match."""
+        count = 0
+        while begin < end:
+            local = self._next_local(begin)
+            if local is None or local >= end:
+                break
+            count, begin = count + 1, local + 1
+        return count
+
     def _first(self, window: Window, i: int, at: int) -> int | None:
         """The first fire time of segment *i* at or after *at*."""
         starts, offsets = window

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncsched import Trigger, TriggerError, all_of, any_of, calendar, cron, every, excluding, manual, once
+from asyncsched.triggers import Omitted
 from tests.support.examples import examples
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
@@ -106,6 +107,20 @@ def test_excluding_what_a_base_of_one_instant_names_leaves_nothing() -> None:
     assert trigger.first(START) is None
     assert not trigger.recurs
     assert excluding(once(at(-60)), date(2026, 1, 1)).first(START) == START - 60
+
+
+def test_what_is_excluded_is_told() -> None:
+    trigger = excluding(cron("0 * * * *"), cron("0 12-14 * * *"))
+    assert trigger.omitted(START, START + 86_400) == (
+        Omitted("excluded", START + 12 * 3600, START + 14 * 3600, 3),
+    )
+    assert trigger.omitted(START, START + 3600) == ()
+    fast = excluding(cron("* * * * * *"), date(2026, 1, 1))
+    assert fast.omitted(START - 1, START + 86_400) == (Omitted("excluded", START, START + 999, 1000, True),)
+    skipping = cron("30 2 * * *", tz="Europe/Berlin", dst_gap="skip")
+    gap = datetime(2026, 3, 29, 1, tzinfo=UTC).timestamp()
+    for combined in (any_of(skipping, skipping), excluding(skipping, date(2027, 1, 1))):
+        assert combined.omitted(gap - 1, gap) == (Omitted("dst_gap", gap, gap, 1),)
 
 
 def test_members_are_bound_together_with_the_whole() -> None:

@@ -6,7 +6,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from asyncsched import cron, every
+from asyncsched import Cron, cron, every
+from asyncsched.triggers import Omitted
 
 
 def fires(expression: str, zone: str, begin: str, end: str, **options: Any) -> list[str]:
@@ -291,3 +292,30 @@ def test_days_on_which_a_job_does_not_run_are_warned_about(
     expression: str, options: dict[str, Any], warning: str | None
 ) -> None:
     assert cron(expression, tz="Europe/Berlin", **options).warnings == (() if warning is None else (warning,))
+
+
+def test_times_that_are_skipped_for_good_are_told() -> None:
+    trigger = cron("0,30 2 * * *", tz="Europe/Berlin", dst_gap="skip")
+    assert isinstance(trigger, Cron)
+    gap = datetime(2026, 3, 29, 1, tzinfo=UTC).timestamp()
+    assert trigger.omitted(gap - 1, gap) == (Omitted("dst_gap", gap, gap, 2),)
+    assert trigger.omitted(gap, gap + 300 * 86_400) == ()
+    assert trigger.omitted(gap - 300 * 86_400, gap - 1) == ()
+    ten_years = trigger.omitted(gap - 86_400, gap + 3_653 * 86_400)
+    assert [datetime.fromtimestamp(span.first, UTC).year for span in ten_years] == list(range(2026, 2036))
+
+
+@pytest.mark.parametrize(
+    ("expression", "options"),
+    [
+        ("30 2 * * *", {"dst_gap": "run"}),
+        ("30 2 * * *", {"dst_gap": "shift"}),
+        ("*/30 * * * *", {"dst_gap": "skip"}),
+        ("30 4 * * *", {"dst_gap": "skip"}),
+        ("30 2 * * *", {"dst_gap": "skip", "start": datetime(2026, 3, 30, tzinfo=UTC)}),
+        ("30 2 * * *", {"dst_gap": "skip", "end": datetime(2026, 3, 28, tzinfo=UTC)}),
+    ],
+)
+def test_what_runs_all_the_same_is_not_left_out(expression: str, options: dict[str, Any]) -> None:
+    gap = datetime(2026, 3, 29, 1, tzinfo=UTC).timestamp()
+    assert cron(expression, tz="Europe/Berlin", **options).omitted(gap - 86_400, gap + 86_400) == ()
