@@ -54,6 +54,13 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def hypothesis(session: nox.Session) -> None:
+    """The triggers against other readers of cron and a minute-by-minute walk, in every time zone: about half an hour."""
+    session.install("-e", ".[all]", *_packages("test"))
+    session.run("pytest", "--long", "tests/unit/triggers", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The documentation, into docs/_build/html; a warning is an error."""
     session.install(".[all]", *_packages("docs"))

@@ -81,12 +81,34 @@ from asyncsched.registry import Call, Task
 from asyncsched.scheduler import Scheduler
 from asyncsched.stores import store_from_url
 from asyncsched.stores.memory import MemoryStore
-from asyncsched.triggers import Cron, Every, Manual, Once, Trigger, cron, every, manual, once, parse_trigger
+from asyncsched.triggers import (
+    AllOf,
+    AnyOf,
+    Calendar,
+    Cron,
+    Every,
+    Excluding,
+    Manual,
+    Once,
+    Trigger,
+    all_of,
+    any_of,
+    calendar,
+    cron,
+    every,
+    excluding,
+    manual,
+    once,
+    parse_trigger,
+)
 from asyncsched.values import DataSerializer, PickleSerializer, Serializer
 
 __all__ = [
+    "AllOf",
     "AlreadyRunning",
+    "AnyOf",
     "AsyncSchedError",
+    "Calendar",
     "Call",
     "Carry",
     "ConflictError",
@@ -100,6 +122,7 @@ __all__ = [
     "DefinitionError",
     "Event",
     "Every",
+    "Excluding",
     "Finish",
     "GiveUp",
     "Jitter",
@@ -169,9 +192,13 @@ __all__ = [
     "UnknownTaskError",
     "WrongLoopError",
     "__version__",
+    "all_of",
+    "any_of",
+    "calendar",
     "cron",
     "current_run",
     "every",
+    "excluding",
     "manual",
     "once",
     "parse_trigger",

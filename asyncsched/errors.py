@@ -112,7 +112,22 @@ class TriggerError(DefinitionError):
 
 
 class CronError(TriggerError):
-    """A cron expression that does not parse."""
+    """A cron expression that does not parse; ``field``, ``position`` (from 1), ``value`` and ``allowed`` say where and why."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        position: int | None = None,
+        value: str | None = None,
+        allowed: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.field = field
+        self.position = position
+        self.value = value
+        self.allowed = allowed
 
 
 class TransientJobError(DefinitionError):

@@ -163,7 +163,7 @@ class Composer:
                 f"priority must be a whole number from 0 to 9, not {spec.priority!r}", job_id=id
             )
         try:
-            definition = self._definition(spec, task, now)
+            definition = self._definition(spec, task, now, id)
         except DefinitionError as error:
             error.job_id, error.store, error.task = error.job_id or spec.id, spec.store, task.name
             raise
@@ -178,8 +178,8 @@ class Composer:
             id, birth, queue, spec.priority, task.name, wake_at, hold, encode(definition), b""
         ), definition
 
-    def _definition(self, spec: JobSpec, task: Task[..., Any], now: float) -> Definition:
-        trigger = bound_trigger(spec.trigger, spec.delay, now)
+    def _definition(self, spec: JobSpec, task: Task[..., Any], now: float, id: str) -> Definition:
+        trigger = bound_trigger(spec.trigger, spec.delay, now, id)
         first = now if spec.run_immediately else trigger.first(now)
         if first is None and not isinstance(trigger, Manual):
             raise DefinitionError(f"the trigger {trigger} of task {task.name} will never fire")
@@ -279,7 +279,7 @@ class Composer:
             )
         clear = "trigger" in changes
         if clear:
-            trigger = bound_trigger(changes["trigger"], None, now)
+            trigger = bound_trigger(changes["trigger"], None, now, record.id)
             if trigger.unbound() != old.trigger.unbound():
                 fields |= {"trigger": trigger, "rev": record.version + 1, "first": trigger.first(now)}
         update = self._update(record, replace(old, **fields), now, clear=clear)
@@ -304,7 +304,7 @@ class Composer:
     def reschedule(self, record: Record, trigger: TriggerLike, now: float) -> Update:
         """Another trigger: fire times are computed anew, and what was pending for the old one is forgotten."""
         old = decode_definition(record.body)
-        bound = bound_trigger(trigger, None, now)
+        bound = bound_trigger(trigger, None, now, record.id)
         new = replace(
             old, updated_at=now, trigger=bound, rev=record.version + 1, first=bound.first(now), resumed=None
         )
@@ -416,7 +416,9 @@ class Composer:
 _EDITABLE = frozenset(JobChanges.__annotations__) - _POLICY_NAMES
 
 
-def bound_trigger(trigger: TriggerLike | None, delay: Duration | None, now: float) -> AnyTrigger:
+def bound_trigger(
+    trigger: TriggerLike | None, delay: Duration | None, now: float, id: str = ""
+) -> AnyTrigger:
     """What a user gave as a trigger, bound to the instant of adding."""
     if trigger is None:
         if delay is None:
@@ -432,7 +434,7 @@ def bound_trigger(trigger: TriggerLike | None, delay: Duration | None, now: floa
         raise DefinitionError(
             f"a trigger is made by once(), every(), cron() or manual(), or is a string such as '@every 5m'; not {trigger!r}"
         )
-    return cast(AnyTrigger, trigger.bind(now))
+    return cast(AnyTrigger, trigger.bind(now, id))
 
 
 def _resumed(trigger: AnyTrigger, fire: float, now: float) -> dict[str, Any]:

@@ -50,6 +50,9 @@ def sort_out(trigger: AnyTrigger, cursor: Cursor, fire: float, now: float, rules
     """*fire* has come, and maybe others behind it."""
     if not trigger.recurs:
         return _kept_or_missed(fire, None, now, msgspec.structs.replace(rules, catch_up="latest"), key, ())
+    if trigger.after_finish:
+        # Nothing passes before it has run: it counts from its own end.
+        return _kept_or_missed(fire, trigger.next(now), now, rules, key, ())
     following = moved_on(trigger.next(fire), fire)
     if cursor.queued_until is not None and fire <= cursor.queued_until:
         return Late(fire, following)

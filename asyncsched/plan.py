@@ -328,7 +328,7 @@ def _goes_on(definition: Definition, start: Start, end: Ended, rules: Rules) -> 
         and cursor.over is None
         and not definition.paused
         and rules.max_runs is None
-        and not _after_finish(definition.trigger)
+        and not definition.trigger.after_finish
     )
 
 
@@ -404,7 +404,7 @@ def _advanced(
     first_of_schedule = start.request == 0 and cursor.pending is None
     if not trigger.recurs:
         return (None if start.request == 0 else cursor.next), (), None
-    if _after_finish(trigger) and start.request == 0:
+    if trigger.after_finish and start.request == 0:
         return trigger.next(end.finished), (), None
     first = cursor.next
     if first_of_schedule:
@@ -434,11 +434,6 @@ def _overlapped(
         spans = (Span("overlap", first, before or first, count - 1, more),) if count > 1 else ()
         return last, spans, last
     return passed.next, (Span("overlap", first, last, count, more),), None
-
-
-def _after_finish(trigger: AnyTrigger) -> bool:
-    """Whether the trigger counts from the end of a run."""
-    return getattr(trigger, "after_finish", False) is True
 
 
 def wake_of(

@@ -1,4 +1,4 @@
-"""``python -m benchmarks core`` and ``python -m benchmarks profile``."""
+"""``python -m benchmarks core``, ``python -m benchmarks cron`` and ``python -m benchmarks profile``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.cases import CASES
 from benchmarks.core import measure, report
+from benchmarks.cron import figures
 from benchmarks.profiling import SUBJECTS, profile
 from benchmarks.table import table
 
@@ -32,8 +33,13 @@ def main() -> None:
     core.add_argument("--table", type=Path, metavar="FILE", help="measure nothing; show what --json wrote")
     where = commands.add_parser("profile", help="where the time goes, by function")
     where.add_argument("subject", choices=SUBJECTS)
+    commands.add_parser(
+        "cron", help="reading cron expressions and finding fire times, beside croniter and cronsim"
+    )
     options = parser.parse_args()
-    if options.command == "profile":
+    if options.command == "cron":
+        print(figures())
+    elif options.command == "profile":
         profile(options.subject)
     else:
         _core(options)

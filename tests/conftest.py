@@ -4,6 +4,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import settings
 
 STORES = ("memory", "sqlite")
 
@@ -16,6 +17,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAMES",
         help=f"run the store tests on these only, separated by commas (default: {','.join(STORES)})",
     )
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="run the long tests too, and let Hypothesis make 20 times as many examples",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.register_profile("long", max_examples=20 * settings.default.max_examples)
+    if config.getoption("--long"):
+        settings.load_profile("long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="long; runs with --long"))
 
 
 def _store_names(text: str) -> tuple[str, ...]:

@@ -240,9 +240,10 @@ def _trigger(expression: str, tz: str) -> Trigger:
 def _zone(name: str) -> ZoneInfo:
     """The zone; the same refusal as a trigger's, for intervals too."""
     try:
-        return ZoneInfo(cron("@daily", tz=name).tz)
+        cron("@daily", tz=name)
     except CronError as error:
         raise DefinitionError(f"--tz: {error}") from None
+    return ZoneInfo(name)
 
 
 def _instant(text: str | None, zone: ZoneInfo) -> datetime:

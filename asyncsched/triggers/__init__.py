@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from asyncsched.errors import TriggerError
-from asyncsched.triggers.base import Passed, Trigger
+from asyncsched.triggers.base import Omitted, Passed, Trigger
+from asyncsched.triggers.calendar import Calendar, calendar
+from asyncsched.triggers.combine import AllOf, AnyOf, AnyTrigger, Excluding, all_of, any_of, excluding
 from asyncsched.triggers.cron import Cron, cron
 from asyncsched.triggers.interval import Every, every
 from asyncsched.triggers.once import Manual, Once, manual, once
+from asyncsched.triggers.parsing import parse_trigger
 
 __all__ = [
+    "AllOf",
+    "AnyOf",
     "AnyTrigger",
+    "Calendar",
     "Cron",
     "Every",
+    "Excluding",
     "Manual",
+    "Omitted",
     "Once",
     "Passed",
     "Trigger",
+    "all_of",
+    "any_of",
+    "calendar",
     "cron",
     "every",
+    "excluding",
     "manual",
     "once",
     "parse_trigger",
 ]
-
-#: Every trigger that can be stored.
-AnyTrigger = Once | Every | Cron | Manual
-
-
-def parse_trigger(text: str) -> AnyTrigger:
-    """The trigger that a string stands for: a cron expression, a macro such as ``@daily``, ``@every 5m``, ``@manual``."""
-    stripped = text.strip()
-    if stripped.lower().startswith("@every "):
-        return every(stripped[len("@every ") :].strip())
-    if stripped.lower() == "@manual":
-        return manual()
-    if not stripped:
-        raise TriggerError("an empty string is no trigger; write a cron expression, a macro or '@every 5m'")
-    return cron(stripped)

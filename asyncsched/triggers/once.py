@@ -6,6 +6,7 @@ from datetime import datetime
 
 from asyncsched.errors import TriggerError
 from asyncsched.triggers.base import Passed, Trigger
+from asyncsched.triggers.words import compact_duration, plural
 from asyncsched.units import LATEST, Duration, to_datetime, to_instant, to_seconds
 
 __all__ = ["Manual", "Once", "manual", "once"]
@@ -17,7 +18,7 @@ class Once(Trigger, frozen=True, array_like=True, gc=False, tag="once"):
     at: float | None = None
     delay: float | None = None
 
-    def bind(self, now: float) -> Once:
+    def bind(self, now: float, id: str = "") -> Once:
         if self.at is not None:
             return self
         at = now + (self.delay or 0.0)
@@ -42,10 +43,20 @@ class Once(Trigger, frozen=True, array_like=True, gc=False, tag="once"):
     def recurs(self) -> bool:
         return False
 
+    def describe(self) -> str:
+        if self.delay is not None:
+            after = plural(round(self.delay * 1e6))
+            return f"once, {after} after it was added" if self.delay else "once, when it was added"
+        return "once" if self.at is None else f"once, at {self.at_text(' ')} UTC"
+
+    def at_text(self, separator: str = "T") -> str:
+        """The instant as ISO 8601, in UTC and without saying so."""
+        return to_datetime(self.at or 0.0).replace(tzinfo=None).isoformat(separator)
+
     def __str__(self) -> str:
         if self.delay is not None:
-            return f"once after {self.delay:g}s"
-        return "once" if self.at is None else f"once at {to_datetime(self.at).isoformat()}"
+            return f"once after {compact_duration(round(self.delay * 1e6))}"
+        return "once" if self.at is None else f"once at {self.at_text()}+00:00"
 
 
 class Manual(Trigger, frozen=True, array_like=True, gc=False, tag="manual"):
@@ -59,6 +70,9 @@ class Manual(Trigger, frozen=True, array_like=True, gc=False, tag="manual"):
 
     def passed(self, after: float, until: float) -> Passed:
         return Passed(0, None, None)
+
+    def describe(self) -> str:
+        return "only when it is told to"
 
     def __str__(self) -> str:
         return "@manual"

@@ -34,9 +34,13 @@ from asyncsched import (
     Stats,
     Task,
     Trigger,
+    all_of,
+    any_of,
+    calendar,
     cron,
     current_run,
     every,
+    excluding,
     manual,
     once,
     parse_trigger,
@@ -229,11 +233,29 @@ def use_values(at: datetime) -> None:
         once(at),
         every("5m"),
         every(minutes=5, start=at),
-        cron("* * * * *"),
+        cron(
+            "* * * * *",
+            tz="local",
+            dst_gap="skip",
+            dst_fold="both",
+            day="and",
+            hash_key="x",
+            start=at,
+            end=at,
+        ),
+        calendar(months=1, at="09:00", missing_day="last", start=at.date()),
+        any_of(cron("@daily"), every(5)),
+        all_of(cron("@daily"), every(5)),
+        excluding(cron("@daily"), every(5), at.date()),
+        every(5, after="finish"),
         manual(),
     ]
     assert_type(triggers[0].next_after(at), datetime | None)
     assert_type(triggers[0].preview(5, at), list[datetime])
+    assert_type(triggers[0].previous_before(at), datetime | None)
+    assert_type(triggers[0].between(at, at, 5), list[datetime])
+    assert_type(triggers[0].matches(at), bool)
+    assert_type(triggers[0].warnings, tuple[str, ...])
     text: Trigger = parse_trigger("@daily")
     assert_type(text.recurs, bool)
     assert_type(Retry(delays=[1, timedelta(seconds=2)]).delay(1), timedelta | None)

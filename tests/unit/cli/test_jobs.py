@@ -69,7 +69,7 @@ def test_json_has_what_a_program_wants_to_know(cli: Cli) -> None:
     } == {
         "id": "soon",
         "task": "wave",
-        "trigger": "@every 3600s",
+        "trigger": "@every 1h",
         "state": "scheduled",
         "queue": "mail",
         "priority": 7,

@@ -1,30 +1,39 @@
 """Triggers: frozen values that name fire times."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncsched import (
+    AllOf,
+    AnyOf,
+    Calendar,
     Cron,
-    CronError,
     DefinitionError,
     Every,
+    Excluding,
     Manual,
     Once,
     Scheduler,
     Trigger,
     TriggerError,
+    all_of,
+    any_of,
+    calendar,
     cron,
     every,
+    excluding,
     manual,
     once,
     parse_trigger,
 )
 from asyncsched.testing import ManualClock
+from asyncsched.triggers import AnyTrigger
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 START = NEW_YEAR.timestamp()
@@ -50,17 +59,76 @@ ALL: list[Any] = [
     cron("*/5 * * * *"),
     cron("30 2 * * *", tz="Europe/Berlin"),
     cron("*/7 * * * * *", start=at(10), end=at(100)),
+    cron("H H(0-6) * * *", tz="Europe/Berlin").bind(START, "some-job"),
+    cron("30 2 * * *", tz="Europe/Berlin", dst_gap="skip", dst_fold="both", day="and", hash_key="a b;)"),
+    calendar(months=1, days=1, at="09:30", tz="Europe/Berlin").bind(START),
+    calendar(months=1, start=date(2026, 1, 31), end=date(2026, 12, 31), missing_day="last"),
+    any_of(cron("*/5 * * * *"), every(7).bind(START), once(at(60))),
+    all_of(cron("*/5 * * * *", tz="Asia/Kolkata"), every(60, anchor=at(0))),
+    excluding(cron("*/5 * * * *"), cron("*/15 * * * *"), date(2026, 1, 2)),
+    every(90, after="finish").bind(START),
     manual(),
 ]
+WRITTEN = [trigger.unbound() for trigger in ALL]
 
 
 @pytest.mark.parametrize("trigger", ALL, ids=str)
 def test_a_trigger_is_a_frozen_value(trigger: Any) -> None:
     assert isinstance(trigger, Trigger)
     assert hash(trigger) == hash(trigger)
+    assert trigger == from_bytes(trigger)
     for field in trigger.__struct_fields__:
         with pytest.raises(AttributeError):
             setattr(trigger, field, None)
+
+
+def from_bytes(trigger: Any) -> Any:
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(trigger), type=AnyTrigger)
+
+
+@pytest.mark.parametrize("trigger", [*ALL, *WRITTEN], ids=str)
+def test_a_trigger_comes_back_from_its_bytes(trigger: Any) -> None:
+    restored = from_bytes(trigger)
+    assert restored == trigger
+    assert type(restored) is type(trigger)
+    assert restored.next(START) == trigger.next(START)
+
+
+@pytest.mark.parametrize(
+    "trigger", [*WRITTEN, *map(parse_trigger, ("once", "once after 1ms", "@every 1d1us"))], ids=str
+)
+def test_a_trigger_comes_back_from_its_string(trigger: Any) -> None:
+    restored = parse_trigger(str(trigger))
+    assert restored == trigger
+    assert str(restored) == str(trigger)
+
+
+@pytest.mark.parametrize("trigger", ALL, ids=str)
+def test_a_bound_trigger_stays_bound_and_is_unbound_again(trigger: Any) -> None:
+    bound = trigger.bind(START, "x")
+    assert bound.bind(START + 1e6, "y") == bound
+    assert bound.unbound() == trigger.unbound()
+    assert str(bound) == str(trigger)
+
+
+@pytest.mark.parametrize("trigger", ALL, ids=str)
+def test_each_trigger_describes_itself(trigger: Any) -> None:
+    assert trigger.describe()
+    assert all(isinstance(warning, str) for warning in trigger.warnings)
+
+
+@pytest.mark.parametrize("trigger", [trigger for trigger in ALL if not trigger.after_finish], ids=str)
+def test_next_previous_matches_and_between_agree(trigger: Any) -> None:
+    fires = trigger.preview(4, NEW_YEAR)
+    assert all(trigger.matches(fire) for fire in fires)
+    if fires:
+        assert trigger.between(fires[0], fires[-1]) == fires[:-1]
+        assert trigger.between(fires[0], fires[-1] + timedelta(microseconds=1)) == fires
+        assert trigger.between(fires[0], fires[-1], 1) == fires[:-1][:1]
+        assert [trigger.previous_before(fire) for fire in fires[1:]] == fires[:-1]
+        assert not trigger.matches(fires[0] + timedelta(microseconds=1))
+        assert trigger.previous_before(fires[0] + timedelta(microseconds=1)) == fires[0]
+    assert trigger.preview(0, NEW_YEAR) == []
 
 
 @pytest.mark.parametrize("trigger", ALL, ids=str)
@@ -70,6 +138,8 @@ def test_next_after_is_strictly_later_and_leaves_no_fire_time_out(trigger: Any, 
     fire = trigger.next(start)
     if fire is not None:
         assert fire > start
+        if trigger.after_finish:
+            return
         assert trigger.previous(fire) == pytest.approx(fire, abs=1e-6)
         middle = (start + fire) / 2
         if start < middle < fire - 2e-6:
@@ -93,7 +163,7 @@ def test_passed_counts_what_walking_would(trigger: Any, seconds: float, span: fl
 @pytest.mark.parametrize("trigger", ALL, ids=str)
 def test_next_after_takes_and_gives_aware_datetimes(trigger: Any) -> None:
     fire = trigger.next_after(NEW_YEAR)
-    assert fire is None or fire.tzinfo is UTC
+    assert fire is None or str(fire.tzinfo) == trigger.zone
     assert trigger.next_after(NEW_YEAR.astimezone(BERLIN)) == fire
     with pytest.raises(DefinitionError, match="tzinfo=UTC"):
         trigger.next_after(datetime(2026, 1, 1))
@@ -197,87 +267,27 @@ def test_every_that_ends_before_it_starts_is_refused() -> None:
         every(60, start=at(60), end=at(0))
 
 
-# -- cron --------------------------------------------------------------------------------------------------------------
+def test_an_interval_after_the_finish_counts_from_it() -> None:
+    trigger = every(60, after="finish").bind(START)
+    assert trigger.after_finish
+    assert not every(60).after_finish
+    assert trigger.first(START) == START + 60
+    assert trigger.next(START + 61.5) == START + 121.5
+    assert "estimate" in trigger.warnings[0]
 
 
-@pytest.mark.parametrize(
-    ("expression", "fires"),
-    [
-        ("* * * * *", ["2026-01-01T00:01", "2026-01-01T00:02"]),
-        ("*/15 * * * *", ["2026-01-01T00:15", "2026-01-01T00:30"]),
-        ("30 4 * * *", ["2026-01-01T04:30", "2026-01-02T04:30"]),
-        ("0 9 * * mon-fri", ["2026-01-01T09:00", "2026-01-02T09:00", "2026-01-05T09:00"]),
-        ("0 0 29 2 *", ["2028-02-29T00:00", "2032-02-29T00:00"]),
-        ("0 0 1 jan *", ["2027-01-01T00:00"]),
-        ("0 0 13 * fri", ["2026-01-02T00:00", "2026-01-09T00:00", "2026-01-13T00:00"]),
-        ("15 30 4 * * *", ["2026-01-01T04:30:15", "2026-01-02T04:30:15"]),
-        ("@hourly", ["2026-01-01T01:00", "2026-01-01T02:00"]),
-        ("@daily", ["2026-01-02T00:00"]),
-        ("@midnight", ["2026-01-02T00:00"]),
-        ("@weekly", ["2026-01-04T00:00", "2026-01-11T00:00"]),
-        ("@monthly", ["2026-02-01T00:00"]),
-        ("@yearly", ["2027-01-01T00:00"]),
-        ("@annually", ["2027-01-01T00:00"]),
-    ],
-)
-def test_cron_fires_at_the_times_of_its_expression(expression: str, fires: list[str]) -> None:
-    expected = [datetime.fromisoformat(fire).replace(tzinfo=UTC) for fire in fires]
-    assert cron(expression).preview(len(fires), NEW_YEAR) == expected
+def test_an_interval_after_the_finish_keeps_to_its_start_and_end() -> None:
+    trigger = every(60, after="finish", start=at(100), end=at(200)).bind(START)
+    assert trigger.first(START) == START + 100
+    assert trigger.next(START + 140) == START + 200
+    assert trigger.next(START + 140.5) is None
 
 
-def test_cron_follows_the_clock_of_its_zone() -> None:
-    trigger = cron("0 9 * * *", tz="Europe/Berlin")
-    assert trigger == cron("0 9 * * *", tz=BERLIN)
-    winter, summer = (trigger.next_after(datetime(2026, month, 10, tzinfo=UTC)) for month in (1, 7))
-    assert (winter, summer) == (
-        datetime(2026, 1, 10, 8, tzinfo=UTC),
-        datetime(2026, 7, 10, 7, tzinfo=UTC),
-    )
-
-
-def test_cron_begins_at_its_start_and_ends_at_its_end() -> None:
-    trigger = cron("* * * * *", start=at(120), end=at(180))
-    assert offsets(trigger) == [120, 180]
-
-
-def test_spaces_in_an_expression_do_not_matter() -> None:
-    assert cron(" 0   9 * *  * ") == cron("0 9 * * *")
-
-
-@pytest.mark.parametrize(
-    "expression",
-    [
-        "",
-        "* * * *",
-        "* * * * * * * *",
-        "60 * * * *",
-        "* 24 * * *",
-        "* * 32 * *",
-        "* * * 13 *",
-        "a * * * *",
-        "0 0 31 2 *",
-        "@fortnightly",
-        "*/0 * * * *",
-        "5-1-2 * * * *",
-        "é * * * *",
-        "* " * 2000,
-    ],
-)
-def test_a_bad_expression_is_a_cron_error(expression: str) -> None:
-    with pytest.raises(CronError):
-        cron(expression)
-
-
-@pytest.mark.parametrize("expression", [None, 5, b"* * * * *"])
-def test_an_expression_is_a_string(expression: Any) -> None:
-    with pytest.raises(CronError):
-        cron(expression)
-
-
-@pytest.mark.parametrize("zone", ["Nowhere/Land", "", "../etc/passwd", "Europe/"])
-def test_an_unknown_zone_is_a_cron_error_that_names_it(zone: str) -> None:
-    with pytest.raises(CronError, match="zone"):
-        cron("* * * * *", tz=zone)
+def test_an_interval_after_the_finish_has_no_anchor() -> None:
+    with pytest.raises(TriggerError, match="anchor"):
+        every(60, after="finish", anchor=at(0))
+    with pytest.raises(TriggerError, match="finish"):
+        every(60, after="end")  # type: ignore[arg-type]
 
 
 # -- manual ------------------------------------------------------------------------------------------------------------
@@ -300,14 +310,54 @@ def test_manual_never_fires_by_itself() -> None:
         ("@every 5m", Every),
         ("@manual", Manual),
         ("*/5 0 * * * *", Cron),
+        ("CRON_TZ=Asia/Kathmandu 0 0 * * *", Cron),
+        ("once after 5m", Once),
+        ("once at 2026-01-01T00:00:00", Once),
+        ("@calendar months=1", Calendar),
+        ("any_of(@daily; @weekly)", AnyOf),
+        ("ALL_OF(@daily; any_of(@weekly; 0 0 H(1-5) * *))", AllOf),
+        ("excluding(@daily; 2026-12-24; 2026-12-25)", Excluding),
     ],
 )
 def test_a_string_stands_for_a_trigger(text: str, kind: type) -> None:
     assert isinstance(parse_trigger(text), kind)
 
 
-@pytest.mark.parametrize("text", ["", "  ", "@every", "@every ", "@every soon", "@never", "5m"])
-def test_a_string_that_stands_for_no_trigger_is_refused(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "  ",
+        "@every",
+        "@every ",
+        "@every soon",
+        "@never",
+        "5m",
+        "once upon a time",
+        "once at noon",
+        "once after noon",
+        "@every 5m 5m",
+        "FOO=1 @every 5m",
+        "END=x @every 5m",
+        "AFTER=x @every 5m",
+        "@calendar",
+        "@calendar x",
+        "@calendar days=x",
+        "@calendar days=1 days=2",
+        "@calendar hours=1",
+        "@calendar days=1 start=2026-13-01",
+        "any_of(@daily",
+        "any_of()",
+        "any_of(@daily;)",
+        "excluding(@daily)",
+        "all_of(@manual)",
+        "any_of(" * 12 + "@daily" + ")" * 12,
+        "any_of(AFTER=finish @every 5m)",
+        "@daily " * 2000,
+        None,
+    ],
+)
+def test_a_string_that_stands_for_no_trigger_is_refused(text: Any) -> None:
     with pytest.raises(DefinitionError):
         parse_trigger(text)
 
