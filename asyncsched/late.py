@@ -49,18 +49,18 @@ def moved_on(following: float | None, fire: float) -> float | None:
 def sort_out(trigger: AnyTrigger, cursor: Cursor, fire: float, now: float, rules: Rules, key: Key) -> Late:
     """*fire* has come, and maybe others behind it."""
     if not trigger.recurs:
-        return _kept_or_missed(fire, None, now, msgspec.structs.replace(rules, catch_up="latest"), key, ())
+        return _kept_or_missed(fire, None, now, replace(rules, catch_up="latest"), key)
     if trigger.after_finish:
         # Nothing passes before it has run: it counts from its own end.
-        return _kept_or_missed(fire, trigger.next(now), now, rules, key, ())
+        return _kept_or_missed(fire, trigger.next(now), now, rules, key)
     following = moved_on(trigger.next(fire), fire)
     if cursor.queued_until is not None and fire <= cursor.queued_until:
         return Late(fire, following)
     if following is None or following > now:
-        return _kept_or_missed(fire, following, now, rules, key, ())
+        return _kept_or_missed(fire, following, now, rules, key)
     passed = trigger.passed(fire, now)
     if passed.last is None:
-        return _kept_or_missed(fire, following, now, rules, key, ())
+        return _kept_or_missed(fire, following, now, rules, key)
     mode = rules.catch_up
     if mode in ("all", "earliest") and cursor.tally.last_run is None:
         # What has never run has nothing to catch up with.
@@ -69,7 +69,7 @@ def sort_out(trigger: AnyTrigger, cursor: Cursor, fire: float, now: float, rules
         return _earliest(trigger, fire, passed, now, rules, key)
     if mode == "all":
         return _all(trigger, fire, passed, now, rules, key)
-    kept = _kept_or_missed(passed.last, passed.next, now, rules, key, ())
+    kept = _kept_or_missed(passed.last, passed.next, now, rules, key)
     if kept.fire is None:
         # The newest is too late, and so are all before it.
         return replace(kept, spans=(Span("misfire", fire, passed.last, passed.count + 1, passed.more),))
@@ -78,16 +78,14 @@ def sort_out(trigger: AnyTrigger, cursor: Cursor, fire: float, now: float, rules
     return replace(kept, spans=(Span(reason, fire, before, passed.count, passed.more),))
 
 
-def _kept_or_missed(
-    fire: float, following: float | None, now: float, rules: Rules, key: Key, spans: tuple[Span, ...]
-) -> Late:
+def _kept_or_missed(fire: float, following: float | None, now: float, rules: Rules, key: Key) -> Late:
     """The fire time, unless it is too late for it."""
     grace = rules.misfire_grace
     if rules.catch_up == "none":
         grace = _ON_TIME_S if grace is None else min(grace, _ON_TIME_S)
     if grace is None or _is_within(grace, fire, following, now, rules, key):
-        return Late(fire, following, spans)
-    return Late(None, following, (*spans, Span("misfire", fire, fire, 1)))
+        return Late(fire, following)
+    return Late(None, following, (Span("misfire", fire, fire, 1),))
 
 
 def _is_within(

@@ -254,6 +254,8 @@ def ended(
             return _gone_on(trigger, start, end, rules, key)
     next_, passed, queued_until = _advanced(definition, start, end, rules)
     spans = start.spans + passed
+    if start.request == 0:
+        spans += _omitted(trigger, start, next_)
     pending = _pending(start, end)
     if end.next_at is not None and pending is None:
         next_ = end.next_at
@@ -337,7 +339,16 @@ def _gone_on(trigger: AnyTrigger, start: Start, end: Ended, rules: Rules, key: K
     assert following is not None
     tally = _counted(cursor.tally, end, sum(span.count for span in start.spans))
     cursor = Cursor(cursor.rev, following, None, cursor.request, cursor.carried, tally, None, cursor.runs + 1)
-    return Step(cursor, due_of(trigger, following, rules, key), spans=start.spans)
+    spans = start.spans + _omitted(trigger, start, following)
+    return Step(cursor, due_of(trigger, following, rules, key), spans=spans)
+
+
+def _omitted(trigger: AnyTrigger, start: Start, next_: float | None) -> tuple[Span, ...]:
+    """What the trigger itself leaves out between what has just run, or was passed over for it, and the next fire time."""
+    if next_ is None:
+        return ()
+    begin = min((start.fire, *(span.first for span in start.spans)))
+    return tuple(Span(o.reason, o.first, o.last, o.count, o.more) for o in trigger.omitted(begin, next_))
 
 
 def _step_after(

@@ -8,7 +8,7 @@ from typing import Literal
 from msgspec.structs import replace
 
 from asyncsched.errors import TriggerError
-from asyncsched.triggers.base import TICK_S, Passed, Trigger, limits
+from asyncsched.triggers.base import Passed, Trigger, limits
 from asyncsched.triggers.options import with_options
 from asyncsched.triggers.words import compact_duration, limits_in_words, plural
 from asyncsched.units import LATEST, Duration, parse_duration, to_instant, to_seconds
