@@ -471,7 +471,7 @@ def test_the_newest_that_is_not_due_yet_is_waited_for() -> None:
 @pytest.mark.parametrize("catch_up", ["latest", "earliest", "all"])
 def test_what_is_caught_up_with_was_due_with_its_own_jitter(catch_up: Any) -> None:
     rules = Rules(catch_up=catch_up, jitter=JitterForm(1000.0))
-    start = start_of(EVERY, RAN, 69.9999999, rules)
+    start = start_of(EVERY, RAN, 69.999999, rules)
     assert start.due == due_of(EVERY.trigger, start.fire, rules, KEY) < start.fire + 10.0
 
 
@@ -550,5 +550,5 @@ def test_a_job_s_own_policy_counts_then_the_scheduler_s_then_what_is_assumed() -
     rules = rules_of(Policies(overlap="queue_one"), {"overlap": "skip", "catch_up": "all", "max_runs": None})
     assert (rules.overlap, rules.catch_up, rules.max_runs) == ("queue_one", "all", None)
     assert (
-        rules_of(Policies(), {}) == DEFAULT_RULES == Rules(None, "latest", 100, "skip", 1, None, None, None)
+        rules_of(Policies(), {}) == DEFAULT_RULES == Rules(None, "latest", 100, "skip", 10, None, None, None)
     )
