@@ -8,11 +8,13 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, NoReturn
-from zoneinfo import ZoneInfo
+from typing import Annotated, Any, NoReturn
+
+from msgspec.structs import replace
 
 from asyncsched import (
     AsyncSchedError,
+    Calendar,
     Cron,
     CronError,
     DefinitionError,
@@ -28,15 +30,25 @@ from asyncsched import (
 )
 from asyncsched.clock import host_time
 from asyncsched.model import JobState
+from asyncsched.triggers.zones import zone_of
 from asyncsched.units import to_datetime
 
 try:
     import typer
 
-    from asyncsched.cli.show import print_error, print_jobs, print_json, print_note, print_times
+    from asyncsched.cli.show import (
+        one_line,
+        print_coming,
+        print_error,
+        print_jobs,
+        print_json,
+        print_mark,
+        print_note,
+    )
 except ImportError as error:
     raise MissingExtra('the command line needs typer and rich: pip install "asyncsched[cli]"') from error
 
+from asyncsched.cli.preview import Coming, coming, place_at_fault
 from asyncsched.cli.reference import check_file, load_scheduler
 
 __all__ = ["app", "serve"]
@@ -67,6 +79,29 @@ class Level(StrEnum):
     info = "info"
     warning = "warning"
     error = "error"
+
+
+class Gap(StrEnum):
+    """What becomes of a fixed time that the clocks skip."""
+
+    run = "run"
+    skip = "skip"
+    shift = "shift"
+
+
+class Fold(StrEnum):
+    """Which pass of a fixed time counts that the clocks repeat."""
+
+    first = "first"
+    second = "second"
+    both = "both"
+
+
+class Day(StrEnum):
+    """How the two day fields are joined."""
+
+    either = "or"
+    both = "and"
 
 
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
@@ -206,47 +241,83 @@ def next_(
         str,
         typer.Argument(
             metavar="EXPR",
-            help="A cron expression, a macro such as @daily, or an interval such as '@every 5m'.",
+            help="A cron expression, a macro such as @daily, an interval such as '@every 5m', or what str() of a trigger gives.",
         ),
     ],
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="So many.")] = 5,
-    tz: Annotated[str, typer.Option(metavar="ZONE", help="The time zone, such as Europe/Berlin.")] = "UTC",
+    tz: Annotated[
+        str | None,
+        typer.Option(metavar="ZONE", help="The time zone, such as Europe/Berlin; else that of EXPR, or UTC."),
+    ] = None,
     start: Annotated[
         str | None,
         typer.Option("--from", metavar="ISO", help="After this instant, in ZONE unless it says; else now."),
     ] = None,
+    dst_gap: Annotated[Gap, typer.Option(help="What becomes of a time that the clocks skip.")] = Gap.run,
+    dst_fold: Annotated[
+        Fold, typer.Option(help="Which pass of a time counts that the clocks repeat.")
+    ] = Fold.first,
+    day: Annotated[Day, typer.Option(help="How day of month and day of week are joined.")] = Day.either,
     as_json: Json = False,
 ) -> None:
-    """Show the coming fire times of an expression."""
-    zone = _zone(tz)
-    begin = _instant(start, zone)
-    times = [
-        fire.astimezone(zone)
-        for fire in _trigger(expression, tz).bind(begin.timestamp()).preview(count, begin)
-    ]
-    if as_json:
-        print_json([fire.isoformat() for fire in times])
-    else:
-        print_times(times, begin)
-    if len(times) < count:
-        print_note("there are no further ones" if times else f"{expression!r} never fires by itself")
-
-
-def _trigger(expression: str, tz: str) -> Trigger:
-    trigger = parse_trigger(expression)
-    return cron(trigger.expression, tz=tz) if isinstance(trigger, Cron) else trigger
-
-
-def _zone(name: str) -> ZoneInfo:
-    """The zone; the same refusal as a trigger's, for intervals too."""
+    """Show what an expression means, its coming fire times, and what the clocks do to them."""
+    text = one_line(expression)
+    policies = {"dst_gap": dst_gap.value, "dst_fold": dst_fold.value, "day": day.value}
+    _check_zone(tz)
     try:
-        cron("@daily", tz=name)
+        trigger = _trigger(text, tz, policies)
+    except CronError as error:
+        print_error(str(error))
+        place = place_at_fault(text, error)
+        if place is not None:
+            print_mark(text, *place)
+        raise typer.Exit(1) from None
+    zone = tz or trigger.zone
+    begin = _instant(start, zone)
+    bound = trigger.bind(begin.timestamp())
+    found = coming(bound, count, begin, zone)
+    if as_json:
+        print_json(_form_of_times(bound, trigger, found))
+    else:
+        print_coming(bound.describe(), found, begin)
+        for warning in trigger.warnings:
+            print_note(f"note: {warning}")
+    times = sum(not one.skipped for one in found)
+    if times < count:
+        print_note("there are no further ones" if times else f"{text!r} never fires by itself")
+
+
+def _form_of_times(bound: Trigger, trigger: Trigger, found: Sequence[Coming]) -> dict[str, object]:
+    return {
+        "trigger": str(trigger),
+        "description": bound.describe(),
+        "warnings": list(trigger.warnings),
+        "times": [
+            {"fire_time": one.at.isoformat(), "note": one.note or None} for one in found if not one.skipped
+        ],
+        "skipped": [{"local_time": one.at.isoformat(), "note": one.note} for one in found if one.skipped],
+    }
+
+
+def _trigger(text: str, tz: str | None, policies: dict[str, Any]) -> Trigger:
+    """The trigger of an expression; what the expression says itself comes before the policies."""
+    trigger = parse_trigger(text)
+    if isinstance(trigger, Cron):
+        return cron(text, tz=tz or "UTC", **policies)
+    if isinstance(trigger, Calendar) and tz is not None and " tz=" not in text:
+        return replace(trigger, tz=tz)
+    return trigger
+
+
+def _check_zone(name: str | None) -> None:
+    """Refuse an unknown zone as a trigger does, for intervals too."""
+    try:
+        cron("@daily", tz=name or "UTC")
     except CronError as error:
         raise DefinitionError(f"--tz: {error}") from None
-    return ZoneInfo(name)
 
 
-def _instant(text: str | None, zone: ZoneInfo) -> datetime:
+def _instant(text: str | None, zone: str) -> datetime:
     if text is None:
         return to_datetime(float(int(host_time())))
     try:
@@ -255,7 +326,10 @@ def _instant(text: str | None, zone: ZoneInfo) -> datetime:
         raise DefinitionError(
             f"--from: {text!r} is no ISO 8601 instant; write it like 2026-03-29T00:00 or 2026-03-29T00:00+01:00"
         ) from None
-    return instant if instant.tzinfo is not None else instant.replace(tzinfo=zone)
+    if instant.tzinfo is not None:
+        return instant
+    known = zone_of(zone)
+    return instant.astimezone() if known is None else instant.replace(tzinfo=known)
 
 
 # -- demo ------------------------------------------------------------------------------------------------------------------

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from asyncsched import Job
+from asyncsched.cli.preview import Coming
 
 __all__ = [
     "distance",
     "one_line",
+    "print_coming",
     "print_error",
     "print_jobs",
     "print_json",
+    "print_mark",
     "print_note",
     "print_table",
-    "print_times",
 ]
 
 _STATE_STYLES = {"running": "cyan", "paused": "yellow", "failed": "red", "quarantined": "bold red"}
 #: No column is made narrower than this, unless it needs less.
 _NARROW = 10
+#: Of an expression so many characters are shown on either side of what is wrong in it.
+_AROUND = 50
 #: Of an error's text so many characters are shown.
 _MAX_ERROR = 300
 _JOB_COLUMNS = ("id", "task", "trigger", "state", "next fire time (UTC)", "last run (UTC)", "last error")
@@ -60,10 +65,31 @@ def print_jobs(jobs: Sequence[Job]) -> None:
         print_table(_JOB_COLUMNS, [_job_row(job) for job in jobs], Console())
 
 
-def print_times(times: Iterable[datetime], start: datetime) -> None:
-    """One line for each instant: the instant, its weekday, and how far it is from *start*."""
-    for instant in times:
-        print(f"{_shown(instant)}  {instant:%a}  in {distance(instant - start)}")
+def print_coming(description: str, found: Sequence[Coming], start: datetime) -> None:
+    """The plain English, then one line for each instant: its weekday, how far it is from *start*, and what the clocks do."""
+    print(one_line(description))
+    rows = [(_shown(one.at), f"{one.at:%a}", _ahead(one, start), one.note) for one in found]
+    widths = [max((len(row[at]) for row in rows), default=0) for at in range(4)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _ahead(one: Coming, start: datetime) -> str:
+    # Within one zone datetimes are subtracted as the clocks show them; elapsed time is that of UTC.
+    return "-" if one.skipped else f"in {distance(one.at.astimezone(UTC) - start.astimezone(UTC))}"
+
+
+def print_mark(text: str, begin: int, end: int) -> None:
+    """*text* on stderr, and carets below its characters from *begin* to *end*; of a long one what is around them."""
+    cut = max(0, begin - _AROUND)
+    piece = text[cut : end + _AROUND]
+    before, marked = cell_len(piece[: begin - cut]), cell_len(text[begin:end])
+    # What is missing is marked behind the end.
+    before += max(0, begin - len(text))
+    mark = " " * before + "^" * max(marked, 1)
+    console = Console(stderr=True)
+    console.print(Text(f"  {piece}"), soft_wrap=True)
+    console.print(Text(f"  {mark}", style="bold red"), soft_wrap=True)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Text]], console: Console) -> None:
