@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncsched.definition import Cursor, Definition, JitterForm
 from asyncsched.plan import Ended, Span, Start, Step, decide, ended, wake_of
 from asyncsched.rules import Rules
-from asyncsched.triggers import AnyTrigger, Every, cron
+from asyncsched.triggers import AnyTrigger, Every, cron, excluding
+from tests.support.examples import examples
 
 KEY = ("job", "birth")
 MAX_STEPS = 60
@@ -119,7 +120,47 @@ def named(trigger: AnyTrigger, first: float, end: float | None) -> list[float]:
     return found
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@st.composite
+def gapped(draw: st.DrawFn) -> tuple[AnyTrigger, AnyTrigger]:
+    """A trigger that leaves out some of what another one names."""
+    step_us = draw(st.integers(1, 240)) * 250_000
+    base = Every(step_us).bind(1000.0)
+    left_out = [
+        Every(step_us * draw(st.integers(2, 5))).bind(1000.0 + step_us / 1e6 * draw(st.integers(0, 3)))
+    ]
+    return base, excluding(base, *left_out)
+
+
+def assert_conserved(life: Life, trigger: AnyTrigger, first: float, base: AnyTrigger | None = None) -> None:
+    """Each fire time from *first* up to where the job has come ran, or is in one decision."""
+    end = life.cursor.next
+    decided: list[float] = []
+    left_out: list[float] = []
+    for span in life.spans:
+        if span.reason == "ended":
+            assert life.is_over
+            end = span.first
+            continue
+        if span.reason == "excluded":
+            times = without(base or trigger, trigger, span.first, span.last + 1e-6)
+            left_out += times
+        else:
+            times = named(trigger, span.first, span.last + 1e-6)
+            decided += times
+        assert times[-1] == span.last
+        assert len(times) == span.count or (span.more and len(times) >= span.count)
+    assert end is not None or life.is_over or life.rests or life.cursor.pending is not None
+    assert sorted(life.ran + decided) == named(trigger, first, end)
+    if base is not None and not any(span.more for span in life.spans):
+        assert sorted(left_out) == without(base, trigger, first, end)
+
+
+def without(base: AnyTrigger, trigger: AnyTrigger, first: float, end: float | None) -> list[float]:
+    """What *base* names and *trigger* does not."""
+    return [fire for fire in named(base, first, end) if trigger.previous(fire) != fire]
+
+
+@examples(300)
 @given(triggers(), RULES, TURNS)
 def test_every_fire_time_runs_or_is_in_exactly_one_decision(
     trigger: AnyTrigger, rules: Rules, turns: list[tuple[Any, ...]]
@@ -128,26 +169,22 @@ def test_every_fire_time_runs_or_is_in_exactly_one_decision(
     if first is None:
         return
     life = live(Definition(1000.0, 1000.0, trigger, 1, first), rules, turns)
-    end = life.cursor.next
-    decided: list[float] = []
-    for span in life.spans:
-        if span.reason == "ended":
-            assert life.is_over
-            end = span.first
-            continue
-        times = named(trigger, span.first, None if span.last is None else span.last + 1e-6)
-        assert times[-1] == span.last
-        assert len(times) == span.count or (span.more and len(times) >= span.count)
-        decided += times
-    if end is None and not life.is_over and not life.rests and life.cursor.pending is None:
-        raise AssertionError("a job without a next fire time has not ended")
-    pending = [] if life.cursor.pending is None else [life.cursor.pending.fire]
-    assert set(pending) <= set(life.ran)
-    # All up to where the job has come, each once.
-    assert sorted(life.ran + decided) == named(trigger, first, end)
+    assert_conserved(life, trigger, first)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(200)
+@given(gapped(), RULES, TURNS)
+def test_every_fire_time_that_is_excluded_is_in_exactly_one_decision(
+    pair: tuple[AnyTrigger, AnyTrigger], rules: Rules, turns: list[tuple[Any, ...]]
+) -> None:
+    base, trigger = pair
+    first = trigger.first(1000.0)
+    assert first is not None
+    life = live(Definition(1000.0, 1000.0, trigger, 1, first), rules, turns)
+    assert_conserved(life, trigger, first, base)
+
+
+@examples(200)
 @given(triggers(), RULES, TURNS)
 def test_runs_come_in_the_order_of_their_fire_times_and_are_counted(
     trigger: AnyTrigger, rules: Rules, turns: list[tuple[Any, ...]]
@@ -165,7 +202,7 @@ def test_runs_come_in_the_order_of_their_fire_times_and_are_counted(
         assert tally.succeeded + tally.failed <= life.attempts
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(200)
 @given(triggers(), RULES, TURNS)
 def test_each_policy_gives_its_own_reasons_only(
     trigger: AnyTrigger, rules: Rules, turns: list[tuple[Any, ...]]
