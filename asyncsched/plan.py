@@ -6,13 +6,14 @@ ones, never from jittered or finishing instants.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Literal
 
 import msgspec
 from msgspec.structs import replace
 
-from asyncsched.definition import Cursor, Definition, Pending, Request, Tally
+from asyncsched.definition import Cursor, Definition, JitterForm, Pending, Request, Tally
 from asyncsched.late import Key, Span, moved_on, newest_of, sort_out
 from asyncsched.model import Outcome
 from asyncsched.rules import DEFAULT_RULES, Rules
@@ -42,6 +43,11 @@ MAX_CRASHES = 5
 NO_KEY: Key = ("", "")
 #: In the place of a hold: the record is to go.
 _DONE = "done"
+#: No fire time, where None says that it is not known.
+_NONE = math.inf
+_FOR_EVER_S = 1e12
+#: Decisions about fire times that passed while nobody ran.
+_LATE = frozenset({"coalesced", "misfire", "catch_up_limit"})
 
 
 class Start(msgspec.Struct, frozen=True, gc=False):
@@ -56,7 +62,7 @@ class Start(msgspec.Struct, frozen=True, gc=False):
     cursor: Cursor
     #: Fire times that this run stands for.
     spans: tuple[Span, ...] = ()
-    #: The fire time after this one, where that is known already; None: it is not.
+    #: The fire time after this one, where that is known already; infinity: there is none; None: it is not known.
     following: float | None = None
 
 
@@ -226,11 +232,14 @@ def _due(
         if late.fire != fire:
             cursor = replace(cursor, next=late.fire)
         if due <= horizon:
-            return Start(late.fire, due, 1, 0, cursor, spans, late.following)
+            return Start(
+                late.fire, due, 1, 0, cursor, spans, _NONE if late.following is None else late.following
+            )
     skipped = sum(span.count for span in late.spans)
     tally = replace(cursor.tally, skipped=cursor.tally.skipped + skipped)
     next_ = late.following if late.fire is None else late.fire
     cursor = replace(cursor, next=next_, tally=tally, queued_until=None)
+    spans += _omitted(definition.trigger, fire, next_)
     if next_ is None:
         return Step(cursor, None, delete=not _stays(definition), spans=spans)
     return Step(cursor, due_of(definition.trigger, next_, rules, key), spans=spans)
@@ -254,8 +263,7 @@ def ended(
             return _gone_on(trigger, start, end, rules, key)
     next_, passed, queued_until = _advanced(definition, start, end, rules)
     spans = start.spans + passed
-    if start.request == 0:
-        spans += _omitted(trigger, start, next_)
+    spans += _omitted(trigger, _begun(start), next_)
     pending = _pending(start, end)
     if end.next_at is not None and pending is None:
         next_ = end.next_at
@@ -282,8 +290,9 @@ def child_of(definition: Definition, start: Start) -> Definition:
         on_exhausted="remove",
         overlap="skip",
         catch_up="latest",
-        misfire_grace=None,
-        jitter=None,
+        # Neither late nor jittered a second time, whatever the scheduler's defaults say.
+        misfire_grace=_FOR_EVER_S,
+        jitter=JitterForm(0.0),
         max_runs=None,
         pause_after_failures=None,
     )
@@ -309,11 +318,8 @@ def spread(
     cursor = start.cursor
     next_ = cursor.next
     if start.request == 0:
-        next_ = (
-            moved_on(definition.trigger.next(start.fire), start.fire)
-            if start.following is None
-            else start.following
-        )
+        next_ = _following(definition.trigger, start)
+    spans += _omitted(definition.trigger, _begun(start), next_)
     skipped = sum(span.count for span in spans)
     tally = replace(cursor.tally, skipped=cursor.tally.skipped + skipped, last_run=now)
     cursor = replace(cursor, next=next_, tally=tally, runs=cursor.runs + (has_slot and start.request == 0))
@@ -326,7 +332,7 @@ def _goes_on(definition: Definition, start: Start, end: Ended, rules: Rules) -> 
     following, cursor = start.following, start.cursor
     return (
         following is not None
-        and following > end.finished
+        and end.finished < following < _NONE
         and cursor.over is None
         and not definition.paused
         and rules.max_runs is None
@@ -339,15 +345,22 @@ def _gone_on(trigger: AnyTrigger, start: Start, end: Ended, rules: Rules, key: K
     assert following is not None
     tally = _counted(cursor.tally, end, sum(span.count for span in start.spans))
     cursor = Cursor(cursor.rev, following, None, cursor.request, cursor.carried, tally, None, cursor.runs + 1)
-    spans = start.spans + _omitted(trigger, start, following)
+    spans = start.spans + _omitted(trigger, _begun(start), following)
     return Step(cursor, due_of(trigger, following, rules, key), spans=spans)
 
 
-def _omitted(trigger: AnyTrigger, start: Start, next_: float | None) -> tuple[Span, ...]:
-    """What the trigger itself leaves out between what has just run, or was passed over for it, and the next fire time."""
-    if next_ is None:
+def _begun(start: Start) -> float | None:
+    """From where the schedule moves on: the first fire time that this start decides about, or the next one after an attempt
+    that has moved it on before, or a run that somebody asked for."""
+    if start.request or start.cursor.pending is not None:
+        return start.cursor.next
+    return min((start.fire, *(span.first for span in start.spans if span.reason in _LATE)))
+
+
+def _omitted(trigger: AnyTrigger, begin: float | None, next_: float | None) -> tuple[Span, ...]:
+    """What the trigger itself leaves out where the schedule moves on."""
+    if begin is None or next_ is None:
         return ()
-    begin = min((start.fire, *(span.first for span in start.spans)))
     return tuple(Span(o.reason, o.first, o.last, o.count, o.more) for o in trigger.omitted(begin, next_))
 
 
@@ -417,9 +430,7 @@ def _advanced(
         return (None if start.request == 0 else cursor.next), (), None
     if trigger.after_finish and start.request == 0:
         return trigger.next(end.finished), (), None
-    first = cursor.next
-    if first_of_schedule:
-        first = moved_on(trigger.next(start.fire), start.fire) if start.following is None else start.following
+    first = _following(trigger, start) if first_of_schedule else cursor.next
     queued = cursor.queued_until
     is_of_queue = rules.overlap == "queue_all" and queued is not None and start.fire <= queued
     came_before = cursor.pending is None and first is not None and first <= end.started and not is_of_queue
@@ -428,6 +439,13 @@ def _advanced(
     passed = trigger.passed(first, end.finished)
     last = first if passed.last is None else passed.last
     return _overlapped(trigger, first, last, passed, end, rules)
+
+
+def _following(trigger: AnyTrigger, start: Start) -> float | None:
+    """The fire time after the one that ran."""
+    if start.following is None:
+        return moved_on(trigger.next(start.fire), start.fire)
+    return start.following if start.following < _NONE else None
 
 
 def _overlapped(

@@ -419,7 +419,7 @@ class Worker:
             return
         execution = self.held[record.id] = Execution(self, record, definition, step, task, trusted_until)
         self._slots.take(record.queue)
-        if rules.overlap == "cancel_running" and step.following is not None:
+        if rules.overlap == "cancel_running" and step.following is not None and step.following < math.inf:
             execution.give_way_at(due_of(definition.trigger, step.following, rules, key) - self._offset)
         if step.due > now:
             self._clock.call_at(step.due - self._offset, lambda: self._launch(execution))
