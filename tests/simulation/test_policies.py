@@ -97,7 +97,8 @@ class Story:
         """What the pure functions make of it."""
         rules, key = rules_of(policies_from(self.policies), {}), ("job", "any birth")
         definition = Definition(START_S, START_S, every(10).bind(START_S), 1, START_S + 10)
-        takes, cursor, wake_at, now = list(self.takes), Cursor(), START_S + 10, START_S
+        takes, cursor, now = list(self.takes), Cursor(), START_S
+        wake_at: float | None = now + 10
         while wake_at is not None and max(now, wake_at) <= START_S + self.until:
             now = max(now, wake_at)
             for begin, end in self.outages:
