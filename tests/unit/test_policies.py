@@ -543,6 +543,14 @@ def test_a_failure_that_is_to_be_retried_does_not_make_the_job_rest() -> None:
     assert after_run(rules, 10.0, 11.0, outcome="failed", retry_in=1.0).hold is None
 
 
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_a_one_shot_that_succeeded_while_it_was_paused_is_over(is_paused: bool) -> None:
+    """Its settlement came too late to remove it: what the pause wrote was newer."""
+    step = ended(ONCE, start_of(ONCE, NEW, 10.0, Rules()), Ended("succeeded", 10.0, 35.0), Rules(), KEY)
+    paused = replace(ONCE, paused=is_paused)
+    assert what(decide(paused, step.cursor, None, 35.0, 0.0, Rules(), KEY)) == ("gone", None, ())
+
+
 # -- whose policy counts ---------------------------------------------------------------------------------------------------
 
 

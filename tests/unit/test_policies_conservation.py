@@ -10,11 +10,12 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from asyncsched.definition import Cursor, Definition, JitterForm
-from asyncsched.plan import Ended, Span, Start, Step, decide, ended, wake_of
+from asyncsched.plan import Ended, Span, Spread, Start, Step, decide, ended, spread, wake_of
 from asyncsched.rules import Rules
-from asyncsched.triggers import AnyTrigger, Every, cron, excluding
+from asyncsched.triggers import AnyTrigger, Every, Excluding, cron, excluding
 from tests.support.examples import examples
 
 KEY = ("job", "birth")
@@ -223,3 +224,37 @@ def test_each_policy_gives_its_own_reasons_only(
         allowed.add("misfire")
     allowed.add("buffer_full" if rules.overlap == "queue_all" else "overlap")
     assert reasons <= allowed
+
+
+@examples(200)
+@given(
+    triggers() | gapped().map(lambda pair: pair[1]),
+    RULES,
+    st.lists(st.tuples(LATENESS, st.booleans()), min_size=1),
+)
+def test_every_fire_time_of_an_overlapping_job_is_given_to_a_child_or_is_in_exactly_one_decision(
+    trigger: AnyTrigger, rules: Rules, turns: list[tuple[float, bool]]
+) -> None:
+    first = trigger.first(1000.0)
+    if first is None:
+        return
+    rules = replace(rules, overlap="allow")
+    definition = Definition(1000.0, 1000.0, trigger, 1, first)
+    life = Life()
+    wake_at, now = wake_of(definition, life.cursor, 0.0, rules, KEY), 0.0
+    for late_s, has_slot in turns:
+        if wake_at is None:
+            break
+        now = max(now, wake_at) + late_s
+        step = decide(definition, life.cursor, None, now, 0.0, rules, KEY)
+        assert not isinstance(step, Start)
+        if isinstance(step, Spread):
+            life.ran += [step.start.fire] if has_slot else []
+            step = spread(definition, step.start, now, rules, KEY, has_slot=has_slot)
+        life.spans += step.spans
+        life.cursor, wake_at, life.is_over = step.cursor, step.wake_at, step.delete
+        if step.delete:
+            break
+    assert_conserved(life, trigger, first, trigger.base if isinstance(trigger, Excluding) else None)
+    if rules.max_runs is not None:
+        assert len(life.ran) <= rules.max_runs
