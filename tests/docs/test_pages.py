@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shlex
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 from typer.main import get_command
+from typer.testing import CliRunner
 
 import asyncsched
 from asyncsched.cli.app import app
@@ -93,3 +95,16 @@ def test_every_link_to_another_page_leads_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
     lost = [target for target in targets if not (page.parent / target).exists()]
     assert not lost
+
+
+def test_what_pages_show_of_fire_times_is_what_the_command_prints() -> None:
+    shown = [
+        (command, answer)
+        for page in PAGES
+        for block in re.findall(r"^```console\n(.*?)^```$", page.read_text(encoding="utf-8"), re.S | re.M)
+        for command, answer in re.findall(r"^\$ (asyncsched next [^\n]*)\n((?:(?!\$ ).+\n)+)", block, re.M)
+    ]
+    assert len(shown) >= 5
+    for command, answer in shown:
+        result = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert result.stdout + result.stderr == answer, command
