@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from asyncsched.codec import encode
 from asyncsched.contract import Entry, Record, Settlement
-from asyncsched.definition import Definition, RunForm, SpanForm
+from asyncsched.definition import Cursor, Definition, Pending, RunForm, SpanForm
 from asyncsched.errors import SerializationError
 from asyncsched.execution import Execution, Host
 from asyncsched.ids import base_id
@@ -69,8 +69,10 @@ class Ledger:
         settlement = self.of_step(record, step, now)
         if slot is not None:
             body = encode(child_of(definition, start))
+            # Begun already: it is neither late nor jittered a second time, whatever the scheduler's defaults say.
+            cursor = encode(Cursor(1, None, Pending(start.fire, start.due, 0)))
             child = Record(
-                slot, record.birth, record.queue, record.priority, record.task, start.due, None, body, b""
+                slot, record.birth, record.queue, record.priority, record.task, start.due, None, body, cursor
             )
             settlement = replace(settlement, spawn=(child,))
         return settlement, step.spans

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
-from asyncsched.definition import Cursor, Definition, JitterForm, Pending, Request, Tally
+from asyncsched.definition import Cursor, Definition, Pending, Request, Tally
 from asyncsched.late import Key, Span, moved_on, newest_of, sort_out
 from asyncsched.model import Outcome
 from asyncsched.rules import DEFAULT_RULES, Rules
@@ -45,7 +45,6 @@ NO_KEY: Key = ("", "")
 _DONE = "done"
 #: No fire time, where None says that it is not known.
 _NONE = math.inf
-_FOR_EVER_S = 1e12
 #: Decisions about fire times that passed while nobody ran.
 _LATE = frozenset({"coalesced", "misfire", "catch_up_limit"})
 
@@ -168,13 +167,14 @@ def _decided(
             if pending is None:
                 return Start(request.at, request.at, 1, request.no, cursor, spans)
             return Start(pending.fire, request.at, pending.failed + 1, pending.request, cursor, spans)
+    if _is_done(definition, cursor):
+        return Step(cursor, None, delete=True, spans=spans)
     if definition.paused:
         return Step(cursor, None, "paused", spans=spans)
     if hold == "failed":
         return Step(cursor, None, delete=True)
     if cursor.over is not None:
-        hold, wake_at = cursor.over
-        return Step(cursor, None, delete=True) if hold == _DONE else Step(cursor, wake_at, hold, spans=spans)
+        return Step(cursor, cursor.over[1], cursor.over[0], spans=spans)
     horizon = now + ahead_s
     fire = cursor.next
     if pending is not None and not _gives_way(definition.trigger, cursor, rules, key, now):
@@ -182,12 +182,19 @@ def _decided(
             return Step(cursor, wake_of(definition, cursor, now, rules, key), spans=spans)
         return Start(pending.fire, pending.due, pending.failed + 1, pending.request, cursor, spans, fire)
     if fire is None:
-        return Step(cursor, None, delete=not _stays(definition), spans=spans)
+        return Step(cursor, None, spans=spans)
     due = due_of(definition.trigger, fire, rules, key)
     if due > horizon:
         return Step(cursor, due, spans=spans)
     cursor = replace(cursor, pending=None) if pending is not None else cursor
     return _due(definition, cursor, fire, now, horizon, spans, rules, key)
+
+
+def _is_done(definition: Definition, cursor: Cursor) -> bool:
+    """Whether the job has come to its end, and is there still only because it was updated while it ran."""
+    if cursor.over is not None:
+        return cursor.over[0] == _DONE
+    return next_fire(cursor) is None and not _stays(definition)
 
 
 def _gives_way(trigger: AnyTrigger, cursor: Cursor, rules: Rules, key: Key, now: float) -> bool:
@@ -289,12 +296,6 @@ def child_of(definition: Definition, start: Start) -> Definition:
         definition.policies,
         on_exhausted="remove",
         overlap="skip",
-        catch_up="latest",
-        # Neither late nor jittered a second time, whatever the scheduler's defaults say.
-        misfire_grace=_FOR_EVER_S,
-        jitter=JitterForm(0.0),
-        max_runs=None,
-        pause_after_failures=None,
     )
     return replace(
         definition,
