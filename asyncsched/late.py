@@ -49,7 +49,10 @@ def moved_on(following: float | None, fire: float) -> float | None:
 def sort_out(trigger: AnyTrigger, cursor: Cursor, fire: float, now: float, rules: Rules, key: Key) -> Late:
     """*fire* has come, and maybe others behind it."""
     if not trigger.recurs:
-        return _kept_or_missed(fire, None, now, replace(rules, catch_up="latest"), key)
+        if rules.catch_up == "none":
+            # That is about fire times that others follow.
+            rules = replace(rules, catch_up="latest")
+        return _kept_or_missed(fire, None, now, rules, key)
     if trigger.after_finish:
         # Nothing passes before it has run: it counts from its own end.
         return _kept_or_missed(fire, trigger.next(now), now, rules, key)
