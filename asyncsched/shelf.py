@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Literal, TypeVar
 
 import msgspec
@@ -154,8 +155,7 @@ class Shelf:
         last = after
         where = query.filter()
         while True:
-            floor = last
-            page = await self._repeat(lambda floor=floor: self.store.page(where, _PAGE, floor))  # type: ignore[misc]
+            page = await self._repeat(partial(self.store.page, where, _PAGE, last))
             for record in page:
                 if "#" not in record.id:
                     job = self.composer.job(record, self.alias)
@@ -204,9 +204,9 @@ class Shelf:
         found: set[str] = set()
         for start in range(0, len(ids), _REMOVE_BATCH):
             batch = ids[start : start + _REMOVE_BATCH]
-            there = await self._repeat(lambda batch=batch: self.store.get(batch))  # type: ignore[misc]
+            there = await self._repeat(partial(self.store.get, batch))
             every = [*batch, *(child for record in there.values() for child in self.composer.family(record))]
-            await self._repeat(lambda every=every: self.store.remove(every))  # type: ignore[misc]
+            await self._repeat(partial(self.store.remove, every))
             found |= there.keys()
         return found
 

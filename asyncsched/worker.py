@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from asyncsched.announce import Announcer
 from asyncsched.clock import Timer
@@ -590,7 +591,7 @@ class Worker:
         execution = item if isinstance(item, Execution) else None
         for bare in self._ledger.of_poison(execution, refused, error):
             try:
-                [answer] = await self._link.persist(lambda bare=bare: self._store.settle([bare]))  # type: ignore[misc]
+                [answer] = await self._link.persist(partial(self._store.settle, [bare]))
             except StoreError:
                 continue
             if execution is not None and self._bus.subscriptions:

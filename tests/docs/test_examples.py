@@ -132,6 +132,7 @@ def run_pytest(example: Example, folder: Path) -> None:
 
 def run_until_interrupted(example: Example, folder: Path) -> None:
     with service([sys.executable, example.file], folder):
+        # The example runs for ever in a process of its own: this is how long it is watched.
         time.sleep(1.5)
 
 
@@ -200,6 +201,7 @@ def running(services: list[Example], folder: Path) -> Iterator[None]:
         return
     module = services[0].file.removesuffix(".py")
     with service([sys.executable, "-m", "asyncsched", "run", f"{module}:scheduler"], folder):
+        # Another process, on the real clock: time to start, and below time to run what is due.
         time.sleep(1.0)
         with running(services[1:], folder):
             yield
