@@ -15,6 +15,7 @@ Each rule here has a case in :class:`asyncsched.testing.StoreContract`, and a mu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
@@ -31,6 +32,7 @@ __all__ = [
     "Renewal",
     "Settled",
     "Settlement",
+    "TransactionalStore",
     "Update",
 ]
 
@@ -291,4 +293,18 @@ class JobStore(Protocol):
     async def prune(self, older_than_s: float | None, per_job: int | None, limit: int) -> int:
         """Delete up to *limit* log entries older than *older_than_s*, or beyond the newest *per_job* of their job;
         return how many went. Bounded, so that it never holds up a claim."""
+        ...
+
+
+class TransactionalStore(JobStore, Protocol):
+    """A store in a database that users write to as well; ``capabilities.transactional_add`` says that it is one."""
+
+    def within(self, connection: object) -> AbstractAsyncContextManager[JobStore]:
+        """This store as part of the transaction that is open on the user's *connection*: nothing of what is done through it
+        is visible, or told to anyone as a hint, before that transaction commits, and nothing is left if it rolls back.
+
+        Where none is open one is begun, and committed or rolled back at the end of the block. *connection* is the driver's, or
+        a SQLAlchemy AsyncConnection or AsyncSession on it; raises DefinitionError for anything else. The clock, ``open``,
+        ``close`` and hints are those of this store. No call through it is repeated.
+        """
         ...

@@ -1,12 +1,14 @@
 """What every test may ask for: the event loop, and the stores that this run covers."""
 
 from argparse import ArgumentTypeError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import settings
 
-STORES = ("memory", "sqlite")
+from tests.servers.running import Servers
+
+STORES = ("memory", "sqlite", "redis", "postgres", "mariadb", "mysql")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -72,6 +74,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def stores(pytestconfig: pytest.Config) -> Sequence[str]:
     """The names of all stores that this run covers."""
     return chosen_stores(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """The servers of this run; each starts when it is first asked for."""
+    running = Servers()
+    yield running
+    running.remove()
 
 
 @pytest.fixture(scope="session")

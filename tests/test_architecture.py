@@ -23,7 +23,7 @@ PACKAGE = "asyncsched"
 #: From the ground up. A room imports from lower floors, and within itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "clock"),
-    ("units", "ids", "values"),
+    ("units", "ids", "values", "address", "guest"),
     ("contract", "triggers"),
     ("model",),
     ("definition",),
@@ -63,7 +63,7 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
 LOOKUP_ROOM = "stores"
 
 #: What a store may see of this package, and of others beside its own client: the contract's values are made with msgspec.
-STORE_SEES = frozenset({"contract", "errors", "clock"})
+STORE_SEES = frozenset({"contract", "errors", "clock", "address", "guest"})
 STORE_USES = frozenset({"anyio", "msgspec"})
 
 #: Pure rooms, and what would make them impure.

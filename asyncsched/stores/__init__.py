@@ -15,6 +15,12 @@ __all__ = ["store_from_url"]
 _SCHEMES = {
     "memory": ("asyncsched.stores.memory", "MemoryStore"),
     "sqlite": ("asyncsched.stores.sqlite", "SQLiteStore"),
+    "redis": ("asyncsched.stores.redis", "RedisStore"),
+    "rediss": ("asyncsched.stores.redis", "RedisStore"),
+    "postgresql": ("asyncsched.stores.postgres", "PostgresStore"),
+    "postgres": ("asyncsched.stores.postgres", "PostgresStore"),
+    "mysql": ("asyncsched.stores.mysql", "MySQLStore"),
+    "mariadb": ("asyncsched.stores.mysql", "MySQLStore"),
 }
 
 

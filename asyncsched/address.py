@@ -1,0 +1,66 @@
+"""URLs of stores: the keywords behind the question mark, and how a URL is shown without its password."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+
+from asyncsched.errors import DefinitionError
+
+__all__ = ["flag", "keywords_of", "without_password"]
+
+Readers = Mapping[str, Callable[[str], object]]
+
+
+def flag(text: str) -> bool:
+    """``true`` or ``false``; raises ValueError for anything else."""
+    found = {"true": True, "false": False, "1": True, "0": False}.get(text.lower())
+    if found is None:
+        raise ValueError(text)
+    return found
+
+
+def keywords_of(url: str, readers: Readers, *, others: bool = False) -> tuple[str, dict[str, Any]]:
+    """*url* without the keywords that *readers* know, and those keywords as values.
+
+    A keyword that no reader knows stays in the URL where *others* are welcome, such as the driver's own. Raises
+    DefinitionError for one that is not, for one given twice and for a value that its reader refuses with ValueError.
+    """
+    parts = urlsplit(url)
+    found: dict[str, Any] = {}
+    left: list[tuple[str, str]] = []
+    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+        reader = readers.get(name)
+        if reader is None:
+            if not others:
+                raise DefinitionError(
+                    f"unknown keyword {name!r} in {without_password(url)!r}; known: {', '.join(sorted(readers))}"
+                )
+            left.append((name, text))
+        elif name in found:
+            raise DefinitionError(f"{name} stands twice in {without_password(url)!r}: give it once")
+        else:
+            found[name] = _read(name, text, reader, url)
+    return urlunsplit(parts._replace(query=urlencode(left, quote_via=quote))), found
+
+
+def _read(name: str, text: str, reader: Callable[[str], object], url: str) -> object:
+    try:
+        return reader(text)
+    except ValueError:
+        kinds = {flag: "true or false", float: "a number", int: "a whole number"}
+        wanted = kinds.get(reader, "something else")
+        raise DefinitionError(
+            f"{name} cannot be {text!r} in {without_password(url)!r}: {wanted} is wanted"
+        ) from None
+
+
+def without_password(url: str) -> str:
+    """*url* as it may be shown and logged: ``***`` stands for each secret in it."""
+    parts = urlsplit(url)
+    login, at, hosts = parts.netloc.rpartition("@")
+    user, colon, _ = login.partition(":")
+    netloc = f"{user}{colon}{'***' if colon else ''}{at}{hosts}"
+    query = [(name, "***" if "password" in name.lower() else text) for name, text in parse_qsl(parts.query)]
+    return urlunsplit(parts._replace(netloc=netloc, query=urlencode(query, safe="/*:")))
