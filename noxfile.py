@@ -1,5 +1,8 @@
 """Every check of the project, each in an environment of its own: ``nox -l`` lists them."""
 
+import tempfile
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2025.2.9"
@@ -23,13 +26,24 @@ def _types(session: nox.Session) -> None:
     session.run("pyright")
 
 
+def _servers(session: nox.Session) -> dict[str, str]:
+    """See to it that the chosen stores have their servers; the URLs of those that docker runs, by variable."""
+    with tempfile.TemporaryDirectory() as folder:
+        urls = Path(folder) / "urls"
+        session.run("python", "-m", "tests.servers.install", f"--env={urls}", *session.posargs)
+        return dict(line.split("=", 1) for line in urls.read_text().splitlines())
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Format, lint and types, then the tests: ``nox -s tests -- --stores memory,sqlite``."""
+    """Format, lint and types, then the tests: ``nox -s tests -- --stores memory,sqlite``.
+
+    The servers of the stores are installed where they are missing: by apt, or docker runs them.
+    """
     session.install("-e", ".[all]", *_packages("test", "lint", "types"))
     _lint(session)
     _types(session)
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *session.posargs, env=_servers(session))
 
 
 @nox.session

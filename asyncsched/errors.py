@@ -28,6 +28,7 @@
     │   ├── StoreUnavailable         the store did not answer, or the outcome is unknown: repeat the call
     │   └── SchemaError              the stored schema is missing or of a version this code cannot use
     ├── MissingExtra (ImportError)   a package is not installed; the message names the pip command
+    ├── LeaseLost                    the run no longer holds its job, so it cannot commit
     └── RunTimeout (TimeoutError)    a run took longer than its timeout
 
 Raised by tasks to steer their own run (they are not failures, so they stand outside of the tree of errors):
@@ -46,6 +47,7 @@ __all__ = [
     "DefinitionError",
     "JobLookupError",
     "JobPaused",
+    "LeaseLost",
     "LookupFailed",
     "MissingExtra",
     "NewerFormatError",
@@ -200,6 +202,10 @@ class SchemaError(StoreError):
 
 class MissingExtra(AsyncSchedError, ImportError):
     """An optional package is not installed; the message names the pip command."""
+
+
+class LeaseLost(AsyncSchedError):
+    """The run no longer holds its job: another instance has it, or it was revoked or removed. Nothing was committed."""
 
 
 class RunTimeout(AsyncSchedError, TimeoutError):

@@ -9,8 +9,9 @@ import importlib
 import logging
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypeVar
@@ -21,7 +22,7 @@ from asyncsched.clock import Clock, Timer
 from asyncsched.codec import retry_from
 from asyncsched.contract import Record
 from asyncsched.definition import Definition, Policies
-from asyncsched.errors import NoCurrentRun, RunTimeout, SerializationError
+from asyncsched.errors import DefinitionError, NoCurrentRun, RunTimeout, SerializationError
 from asyncsched.ids import base_id
 from asyncsched.model import Carry, Finish, GiveUp, Outcome, Retry, RetryLater, Run, Snooze
 from asyncsched.plan import Ended, Start
@@ -96,6 +97,10 @@ class Owner(Protocol):
         """The run has ended: ``execution.end`` says how."""
         ...
 
+    def commit(self, execution: Execution, connection: object) -> AbstractAsyncContextManager[None]:
+        """Settle the run as succeeded at the end of the block, in the user's transaction; raises LeaseLost."""
+        ...
+
 
 class Execution(msgspec.Struct, eq=False):
     """A claimed record whose run is under way, or whose end is being written.
@@ -116,6 +121,8 @@ class Execution(msgspec.Struct, eq=False):
     #: Why it was asked to stop.
     reason: Reason | None = None
     end: Ended | None = None
+    #: What was written in the user's own transaction; whether that was committed is not known here.
+    committed: Ended | None = None
     result: Any = None
     traceback: str | None = None
     annotations: dict[str, Any] | None = None
@@ -297,6 +304,22 @@ class Execution(msgspec.Struct, eq=False):
             finished = self.owner.now()
             self.end = Ended("succeeded", self.started, finished if finished > self.started else self.started)
             self.owner.run_ended(self)
+
+    def fail(self, text: str) -> None:
+        """What was taken for a success is a failure, and is retried like one. The owner is not told again."""
+        assert self.end is not None
+        retry = self.retry
+        delay = None if retry is None else retry.delay(self.start.attempt)
+        self.result = None
+        self.end = Ended(
+            "failed",
+            self.end.started,
+            self.end.finished,
+            text,
+            None if delay is None else delay.total_seconds(),
+            on_exhausted=self.policy("on_exhausted", "keep"),
+            keep_s=self.host.keep_s,
+        )
 
     def _finish_carrying(self, carry: Carry) -> None:
         next_at = None if carry.next_at is None else to_instant(carry.next_at, "Carry(next_at=)")
@@ -529,6 +552,33 @@ class CurrentRun:
         """A logger whose records carry job_id, task, attempt and fence."""
         extra = {"job_id": self.job_id, "task": self.task, "attempt": self.attempt, "fence": self.fence}
         return logging.LoggerAdapter(self._execution.host.logger, extra)
+
+    @asynccontextmanager
+    async def commit(self, connection: object, *, result: Any = None) -> AsyncIterator[None]:
+        """Make the effect of the run and its completion one: both are in the transaction of *connection*, or neither is.
+
+        ::
+
+            async with pool.acquire() as connection, connection.transaction():
+                async with current_run().commit(connection):
+                    await connection.execute("INSERT ...")
+
+        On leaving the block the run is settled as succeeded, with *result*, as the last write there. The transaction is the
+        user's to commit; where none is open on *connection*, the block begins one and commits it. An exception within the block
+        settles nothing. Raises LeaseLost, which rolls the transaction back, where another instance holds the job meanwhile.
+        What comes after the commit should be short and must not fail: it cannot change how the run ended.
+
+        *connection* belongs to the database that keeps the job: the driver's, or an AsyncConnection or AsyncSession of
+        SQLAlchemy. Raises DefinitionError where the store is not in such a database, and for a second block in one run.
+        """
+        execution = self._execution
+        if execution.committed is not None:
+            raise DefinitionError(
+                f"run {self.id} has committed already: one block of commit() makes up a run"
+            )
+        execution.result = result
+        async with execution.owner.commit(execution, connection):
+            yield
 
     def annotate(self, **values: Any) -> None:
         """Add to the metadata that history keeps of this run."""

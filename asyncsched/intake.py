@@ -31,9 +31,10 @@ class Intake:
         self.declared: list[JobSpec] = []
 
     async def add(
-        self, specs: Sequence[JobSpec], on_conflict: OnConflict, errors: Errors
+        self, specs: Sequence[JobSpec], on_conflict: OnConflict, errors: Errors, connection: object = None
     ) -> list[Job | AsyncSchedError]:
-        """Check all, then write; in the answer each job, or with errors="return" what is wrong with it, has its place."""
+        """Check all, then write, in the transaction of *connection* if there is one; in the answer each job, or with
+        errors="return" what is wrong with it, has its place."""
         engine = self._engine
         engine.check_running()
         if on_conflict not in ("error", "replace", "keep"):
@@ -43,6 +44,10 @@ class Intake:
         for at, given in enumerate(specs):
             try:
                 spec, task = self.resolve(given)
+                if connection is not None and spec.run_on_start:
+                    raise DefinitionError(
+                        "run_on_start is a declaration of this process, which no transaction takes back: add the job without connection="
+                    )
                 tray = trays.get(spec.store)
                 if tray is None:
                     tray = trays[spec.store] = _Tray(engine.shelf(spec.store))
@@ -58,12 +63,42 @@ class Intake:
             tray.composed.append(pair)
             if spec.run_on_start:
                 self.declared.append(replace(spec, id=pair[0].id))
-        if on_conflict == "error" and errors == "raise" and len(specs) > 1:
-            for tray in trays.values():
-                await tray.refuse_taken()
-        for tray in trays.values():
-            await self._add_tray(tray, on_conflict, errors, answers)
+        if connection is None:
+            await self._add_trays(list(trays.values()), on_conflict, errors, answers)
+        elif trays:
+            await self._add_within(connection, list(trays.values()), on_conflict, errors, answers)
         return [answer for answer in answers if answer is not None]
+
+    async def _add_within(
+        self,
+        connection: object,
+        trays: list[_Tray],
+        on_conflict: OnConflict,
+        errors: Errors,
+        answers: list[Job | AsyncSchedError | None],
+    ) -> None:
+        if len(trays) > 1:
+            names = ", ".join(repr(tray.shelf.alias) for tray in trays)
+            raise DefinitionError(f"one transaction is in one store, and these jobs are for {names}")
+        [tray] = trays
+        async with tray.shelf.within(connection) as joined:
+            tray.shelf = joined
+            await self._add_trays(trays, on_conflict, errors, answers, is_told=False)
+
+    async def _add_trays(
+        self,
+        trays: list[_Tray],
+        on_conflict: OnConflict,
+        errors: Errors,
+        answers: list[Job | AsyncSchedError | None],
+        is_told: bool = True,
+    ) -> None:
+        """Whether what is added will be there is not known before the user's transaction commits, so then it is not told."""
+        if on_conflict == "error" and errors == "raise" and sum(len(tray.composed) for tray in trays) > 1:
+            for tray in trays:
+                await tray.refuse_taken()
+        for tray in trays:
+            await self._add_tray(tray, on_conflict, errors, answers, is_told)
 
     async def _add_tray(
         self,
@@ -71,8 +106,9 @@ class Intake:
         on_conflict: OnConflict,
         errors: Errors,
         answers: list[Job | AsyncSchedError | None],
+        is_told: bool,
     ) -> None:
-        is_heard = bool(self._engine.bus.subscriptions)
+        is_heard = is_told and bool(self._engine.bus.subscriptions)
         for start in range(0, len(tray.composed), _BATCH):
             added = await tray.shelf.add(tray.composed[start : start + _BATCH], on_conflict)
             for at, answer in zip(tray.places[start:], added, strict=False):

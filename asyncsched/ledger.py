@@ -12,7 +12,7 @@ from asyncsched.definition import Cursor, Definition, Pending, RunForm, SpanForm
 from asyncsched.errors import SerializationError
 from asyncsched.execution import Execution, Host
 from asyncsched.ids import base_id
-from asyncsched.plan import Span, Start, Step, child_of, ended, spread
+from asyncsched.plan import Ended, Span, Start, Step, child_of, ended, spread
 
 __all__ = ["Ledger"]
 
@@ -28,10 +28,9 @@ class Ledger:
         self._host = host
         self._keeps_history = keeps_history
 
-    def of_run(self, execution: Execution) -> tuple[Settlement, Sequence[Span]]:
-        """The settlement of a run that has ended, and the fire times that it decides about."""
-        end, record = execution.end, execution.record
-        assert end is not None
+    def of_run(self, execution: Execution, end: Ended) -> tuple[Settlement, Sequence[Span]]:
+        """The settlement of a run that ends so, and the fire times that it decides about."""
+        record = execution.record
         try:
             definition = execution.definition
             rules = self._host.rules(definition.policies)
@@ -40,7 +39,7 @@ class Ledger:
             self._host.logger.exception("job %r is quarantined: its trigger failed", record.id)
             span = Span("quarantined", end.finished, end.finished, 1, False, _detail(error))
             step = Step(execution.start.cursor, None, "quarantined", False, (*execution.start.spans, span))
-        entries = (self._run_entry(execution),) if self._keeps_history else ()
+        entries = (self._run_entry(execution, end),) if self._keeps_history else ()
         return self.of_step(record, step, end.finished, entries), step.spans
 
     def of_step(self, record: Record, step: Step, now: float, entries: tuple[Entry, ...] = ()) -> Settlement:
@@ -97,7 +96,10 @@ class Ledger:
             execution.result = execution.traceback = execution.annotations = None
             now = execution.end.finished
             span = Span("quarantined", now, now, 1, False, _detail(error))
-            entries = (self._run_entry(execution), *self._decisions(execution.record, (span,), now))
+            entries = (
+                self._run_entry(execution, execution.end),
+                *self._decisions(execution.record, (span,), now),
+            )
         return replace(bare, entries=entries), bare
 
     def of_hand_back(self, record: Record, wake_at: float) -> Settlement:
@@ -120,9 +122,8 @@ class Ledger:
             entries,
         )
 
-    def _run_entry(self, execution: Execution) -> Entry:
-        record, start, end = execution.record, execution.start, execution.end
-        assert end is not None
+    def _run_entry(self, execution: Execution, end: Ended) -> Entry:
+        record, start = execution.record, execution.start
         result = b"" if execution.result is None else self._stored_result(execution)
         metadata = self._stored_annotations(execution) if execution.annotations else b""
         form = RunForm(

@@ -341,6 +341,7 @@ class Scheduler:
         paused: bool = False,
         run_immediately: bool = False,
         run_on_start: bool = False,
+        connection: object = None,
         **policies: Unpack[PolicyArgs],
     ) -> Job:
         """Add a job: *task* is a Task, a bound call, a registered name or a module-level function.
@@ -349,12 +350,16 @@ class Scheduler:
         without one the job is due now. An id that is taken raises ConflictingIdError, or with ``on_conflict="replace"`` the job
         is made to look like this (an unchanged trigger keeps its progress), or with "keep" the one that is there is returned.
         *run_immediately* makes the first run due now; *run_on_start* asks for a run at each start of this process's scheduler.
+
+        With *connection* the job is added in the user's own transaction (PostgreSQL and MySQL stores): it is there once that
+        commits, and never if it rolls back. It is the driver's connection, or an AsyncConnection or AsyncSession of SQLAlchemy;
+        where no transaction is open on it, one is made for this call. No JobAdded is told, since nobody here hears the commit.
         """
         spec = JobSpec(
             task, trigger, id, args, kwargs, name, store, queue, priority, tags, metadata,
             paused, run_immediately, run_on_start, policies,
         )  # fmt: skip
-        answers = await self.add_jobs([spec], on_conflict=on_conflict)
+        answers = await self.add_jobs([spec], on_conflict=on_conflict, connection=connection)
         return answers[0]
 
     @overload
@@ -364,11 +369,17 @@ class Scheduler:
         *,
         on_conflict: OnConflict = "error",
         errors: Literal["raise"] = "raise",
+        connection: object = None,
     ) -> list[Job]: ...
 
     @overload
     async def add_jobs(
-        self, specs: Sequence[JobSpec], *, on_conflict: OnConflict = "error", errors: Literal["return"]
+        self,
+        specs: Sequence[JobSpec],
+        *,
+        on_conflict: OnConflict = "error",
+        errors: Literal["return"],
+        connection: object = None,
     ) -> list[Job | AsyncSchedError]: ...
 
     async def add_jobs(
@@ -377,12 +388,14 @@ class Scheduler:
         *,
         on_conflict: OnConflict = "error",
         errors: Literal["raise", "return"] = "raise",
+        connection: object = None,
     ) -> Any:
         """Add many jobs in few round trips; all of them are checked before any is written.
 
         With ``errors="return"`` what is wrong with one stands in its place in the answer, and the others are added.
+        *connection* is that of ``add_job``.
         """
-        return await self._intake.add(specs, on_conflict, errors)
+        return await self._intake.add(specs, on_conflict, errors, connection)
 
     async def enqueue(
         self, task: Task[P, Any] | Callable[P, Any] | str, /, *args: P.args, **kwargs: P.kwargs

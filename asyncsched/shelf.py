@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
 from typing import Literal, TypeVar
 
 import msgspec
 
+from asyncsched.commits import transactional
 from asyncsched.contract import Filter, JobStore, Record, Update
 from asyncsched.definition import Definition
 from asyncsched.errors import (
@@ -65,11 +66,20 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 class Shelf:
     """One store and the way its records become jobs."""
 
-    def __init__(self, alias: str, store: JobStore, composer: Composer, now: Callable[[], float]) -> None:
+    def __init__(
+        self, alias: str, store: JobStore, composer: Composer, now: Callable[[], float], tries: int = _TRIES
+    ) -> None:
         self.alias = alias
         self.store = store
         self.composer = composer
         self.now = now
+        self._tries = tries
+
+    @asynccontextmanager
+    async def within(self, connection: object) -> AsyncIterator[Shelf]:
+        """This shelf in the user's transaction, where nothing can be repeated; raises DefinitionError."""
+        async with transactional(self.store, self.alias).within(connection) as joined:
+            yield Shelf(self.alias, joined, self.composer, self.now, tries=1)
 
     # -- adding --------------------------------------------------------------------------------------------------------
 
@@ -195,7 +205,7 @@ class Shelf:
         """As ``change``, for a job and the children that it has."""
         record = await self.find(id)
         for child in self.composer.family(record) if record is not None else ():
-            with contextlib.suppress(JobLookupError):
+            with suppress(JobLookupError):
                 await self.change(child, edit)
         return await self.change(id, edit)
 
@@ -219,7 +229,7 @@ class Shelf:
 
     async def _repeat(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat a call that may have lost its reply; each that goes through here may be made again as it is."""
-        for _ in range(_TRIES - 1):
+        for _ in range(self._tries - 1):
             try:
                 return await call()
             except StoreUnavailable:

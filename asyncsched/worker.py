@@ -9,12 +9,14 @@ import asyncio
 import math
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 
 from asyncsched.announce import Announcer
 from asyncsched.clock import Timer
 from asyncsched.codec import decode_cursor, decode_definition
+from asyncsched.commits import Commits
 from asyncsched.contract import Claim, Claimed, JobStore, Record, Settled, Settlement
 from asyncsched.definition import Definition
 from asyncsched.errors import NewerFormatError, StoreError
@@ -100,6 +102,7 @@ class Worker:
         self._link = Link(alias, host.clock, settings.retry, bus, host.logger)
         self._ledger = Ledger(host, settings.keeps_history)
         self._announcer = Announcer(bus, alias, self.now)
+        self._commits = Commits(store, alias, self._link, self._ledger)
         self._bus = bus
         self._reads_host_clock = store.capabilities.clock == "host"
         self._offset = host.clock.time() - host.clock.monotonic()
@@ -123,6 +126,8 @@ class Worker:
         self._planned_wake = _AT_ONCE
         self._done: list[Item] = []
         self._settling = 0
+        #: Runs that committed in a transaction of the user's, and are not known to have done so yet.
+        self._confirming = 0
         self._is_full = False
         self._settle_event = asyncio.Event()
         self._observers: list[asyncio.Future[None]] = []
@@ -138,6 +143,7 @@ class Worker:
         end_hints = self._store.on_hint(self._on_hint)
         try:
             async with asyncio.TaskGroup() as tasks:
+                self._group = tasks
                 tasks.create_task(self._settle_for_ever(), name=f"asyncsched-settle-{self.alias}")
                 if self._keeper is not None:
                     tasks.create_task(self._keeper.run(), name=f"asyncsched-keep-{self.alias}")
@@ -169,7 +175,7 @@ class Worker:
 
     async def flush(self) -> None:
         """Return once every end has been written."""
-        while self._done or self._settling:
+        while self._done or self._settling or self._confirming:
             await self._changed()
 
     def cut_drain(self) -> None:
@@ -494,9 +500,26 @@ class Worker:
             execution.work.add_done_callback(self._abandoned.discard)
         if execution.reason == "lost":
             self._lose(execution)
+        elif execution.committed is not None:
+            self._confirming += 1
+            self._group.create_task(self._confirm(execution))
         else:
             self._close(execution)
         if self._waits:
+            self._observe(execution.record.id)
+
+    async def _confirm(self, execution: Execution) -> None:
+        """Apart from all others: if the user's transaction is open still, only this waits for it."""
+        try:
+            ended = await self._commits.confirm(execution)
+            if ended == "lost":
+                self._lose(execution)
+            elif ended == "committed":
+                self._settled(execution, self._settlement(execution), "done")
+            else:
+                await self._settle([(execution, self._settlement(execution))])
+        finally:
+            self._confirming -= 1
             self._observe(execution.record.id)
 
     def _drop(self, execution: Execution) -> None:
@@ -557,7 +580,8 @@ class Worker:
         if type(item) is Settlement:
             return item
         assert isinstance(item, Execution)
-        settlement, spans = self._ledger.of_run(item)
+        assert item.end is not None
+        settlement, spans = self._ledger.of_run(item, item.end)
         if spans and self._bus.subscriptions:
             self._announcer.skipped(item.record, item.definition, spans)
         return settlement
@@ -576,6 +600,9 @@ class Worker:
             return
         for (item, settlement), answer in zip(pairs, answers, strict=True):
             self._settled(item, settlement, answer)
+
+    def commit(self, execution: Execution, connection: object) -> AbstractAsyncContextManager[None]:
+        return self._commits.commit(execution, connection)
 
     async def _bisect(self, pairs: Pairs, error: StoreError) -> None:
         """The store refuses something in the batch for good: find it, and settle it without what it cannot take."""

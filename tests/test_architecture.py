@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("registry",),
     ("execution", "pool"),
     ("keeper", "ledger", "announce", "link", "slots", "lifespans", "processes", "jobs"),
+    ("commits",),
     ("worker", "shelf", "locks", "history", "monitor"),
     ("engine",),
     ("intake", "desk"),

@@ -18,7 +18,7 @@ import asyncio
 import math
 import os
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from functools import lru_cache, partial, wraps
@@ -28,11 +28,12 @@ from operator import attrgetter
 from threading import Event
 from types import CoroutineType
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar, cast
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from msgspec.structs import astuple, replace
 
 from asyncsched import contract
+from asyncsched.address import flag, keywords_of
 from asyncsched.clock import host_time
 from asyncsched.contract import Claim, Claimed, Entry, Filter, Lease, Record, Renewal, Settled, Settlement
 from asyncsched.errors import DefinitionError, MissingExtra, SchemaError, StoreError, StoreUnavailable
@@ -193,7 +194,8 @@ class SQLiteStore:
     @classmethod
     def from_url(cls, url: str) -> SQLiteStore:
         """The store of ``sqlite:///relative.db`` or ``sqlite:////absolute.db``, with keywords behind a question mark."""
-        return cls(_path_of(url), **_keywords_of(url))
+        _, keywords = keywords_of(url, _KEYWORDS)
+        return cls(_path_of(url), **keywords)
 
     async def open(self, now: Callable[[], float] | None = None) -> None:
         if now is not None:
@@ -665,10 +667,10 @@ def _kind(error: Exception) -> str:
     return str(getattr(error, "sqlite_errorname", "")).removeprefix("SQLITE_").partition("_")[0]
 
 
-_KEYWORDS: dict[str, Callable[[str], object]] = {
+_KEYWORDS: Mapping[str, Callable[[str], object]] = {
     "synchronous": str,
     "busy_timeout": float,
-    "create_schema": lambda text: {"true": True, "false": False}[text.lower()],
+    "create_schema": flag,
     "table_prefix": str,
 }
 
@@ -684,16 +686,3 @@ def _path_of(url: str) -> str:
     _refuse(parts.scheme != "sqlite" or bool(parts.fragment), f"{url!r} is no SQLite URL: {forms}, # as %23")
     _refuse(bool(parts.netloc), f"{url!r} names the host {parts.netloc!r}, and SQLite has none: {forms}")
     return unquote(parts.path.removeprefix("/"))
-
-
-def _keywords_of(url: str) -> dict[str, Any]:
-    keywords: dict[str, object] = {}
-    for name, text in parse_qsl(urlsplit(url).query, keep_blank_values=True):
-        _refuse(name not in _KEYWORDS, f"unknown keyword {name!r} in {url!r}; known: {', '.join(_KEYWORDS)}")
-        try:
-            keywords[name] = _KEYWORDS[name](text)
-        except (ValueError, KeyError):
-            raise DefinitionError(
-                f"{name} cannot be {text!r} in {url!r}: seconds, or true or false"
-            ) from None
-    return keywords

@@ -12,7 +12,7 @@ from tests.servers.postgres import PostgresServer
 from tests.servers.redis import RedisServer
 from tests.servers.server import CannotStart, Server
 
-__all__ = ["SERVERS", "Servers", "url_given_for"]
+__all__ = ["SERVERS", "Servers", "url_given_for", "variable_of"]
 
 #: By the kind of store, as --stores names it.
 SERVERS: Mapping[str, Callable[[], Server]] = {
@@ -23,9 +23,14 @@ SERVERS: Mapping[str, Callable[[], Server]] = {
 }
 
 
+def variable_of(kind: str) -> str:
+    """The environment variable that may name a server of that kind: ``ASYNCSCHED_TEST_REDIS_URL`` and its like."""
+    return f"ASYNCSCHED_TEST_{kind.upper()}_URL"
+
+
 def url_given_for(kind: str) -> str | None:
-    """The URL of a server that is there already: ``ASYNCSCHED_TEST_REDIS_URL`` and its like."""
-    return os.environ.get(f"ASYNCSCHED_TEST_{kind.upper()}_URL") or None
+    """The URL of a server that is there already."""
+    return os.environ.get(variable_of(kind)) or None
 
 
 class Servers:

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["CannotStart", "Server", "free_port"]
+__all__ = ["CannotStart", "Server", "find_program", "free_port"]
 
 #: A server that is not ready by then does not start any more.
 _START_S = 60.0
@@ -72,7 +72,11 @@ class Server(ABC):
             self.prepare()
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                self.as_user(self.command()), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment()
+                self.as_user(self.command()),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.environment(),
             )
         self._wait(lambda: not self.is_alive or self._answers(), _START_S)
         if not self.is_alive or not self._answers():
@@ -124,7 +128,11 @@ class Server(ABC):
     def run(self, *command: str | Path) -> None:
         """Run a preparing command as the server's user; raises CannotStart with what it printed."""
         done = subprocess.run(
-            self.as_user(command), stdin=subprocess.DEVNULL, capture_output=True, env=self.environment(), check=False
+            self.as_user(command),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=self.environment(),
+            check=False,
         )
         if done.returncode:
             said = (done.stdout + done.stderr).decode(errors="replace")
@@ -140,14 +148,12 @@ class Server(ABC):
 
     def find(self, program: str, *places: str) -> Path:
         """The path of *program*, looked for in *places* (patterns) and on PATH; raises CannotStart."""
-        for place in places:
-            found = sorted(Path("/").glob(f"{place.removeprefix('/')}/{program}"))
-            if found:
-                return found[-1]
-        on_path = shutil.which(program)
-        if on_path is None:
-            raise CannotStart(f"{program} is not installed: install {self.needs}, or leave its store out with --stores")
-        return Path(on_path)
+        found = find_program(program, *places)
+        if found is None:
+            raise CannotStart(
+                f"{program} is not installed: install {self.needs}, or leave its store out with --stores"
+            )
+        return found
 
     # -- below ---------------------------------------------------------------------------------------------------------
 
@@ -179,6 +185,16 @@ class Server(ABC):
         end = time.monotonic() + timeout_s
         while not condition() and time.monotonic() < end:
             time.sleep(0.02)
+
+
+def find_program(program: str, *places: str) -> Path | None:
+    """The path of *program*, looked for in *places* (patterns), the last by name first, and then on PATH."""
+    for place in places:
+        found = sorted(Path("/").glob(f"{place.removeprefix('/')}/{program}"))
+        if found:
+            return found[-1]
+    on_path = shutil.which(program)
+    return None if on_path is None else Path(on_path)
 
 
 def free_port() -> int:
