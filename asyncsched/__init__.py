@@ -64,6 +64,7 @@ from asyncsched.execution import CurrentRun, current_run
 from asyncsched.jobs import JobSpec
 from asyncsched.model import (
     Carry,
+    ClockSkew,
     Decision,
     Finish,
     GiveUp,
@@ -111,6 +112,7 @@ __all__ = [
     "Calendar",
     "Call",
     "Carry",
+    "ClockSkew",
     "ConflictError",
     "ConflictingIdError",
     "ConflictingTaskError",

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal, cast
 
 from asyncsched.clock import Clock, SystemClock
@@ -45,12 +46,13 @@ from asyncsched.execution import Host, Middleware, in_run_of
 from asyncsched.ids import check_name
 from asyncsched.jobs import Composer, policies_from
 from asyncsched.lifespans import Lifespans
-from asyncsched.model import Job, Retention, Retry
+from asyncsched.model import ClockSkew, Job, Retention, Retry
 from asyncsched.processes import ProcessPool
 from asyncsched.registry import AnyTask, Registry
 from asyncsched.rules import Rules, rules_of
 from asyncsched.shelf import Shelf
 from asyncsched.slots import Slots
+from asyncsched.storeclock import StoreClock
 from asyncsched.stores import store_from_url
 from asyncsched.units import to_datetime, to_seconds
 from asyncsched.values import DataSerializer, Serializer
@@ -63,6 +65,8 @@ Stores = str | JobStore | Mapping[str, str | JobStore]
 
 _PRUNE_BATCH = 500
 _FLUSH_S = 5.0
+#: A store's clock that differs by more from the host's is worth a warning.
+_MAX_SKEW = timedelta(seconds=1)
 #: A stop whose caller was cancelled has so long for all that it must do.
 _STOP_S = 30.0
 _DATA = DataSerializer()
@@ -130,6 +134,7 @@ class Engine:
             self.stores[alias] = store_from_url(given) if isinstance(given, str) else given
         self.shelves: dict[str, Shelf] = {}
         self.workers: dict[str, Worker] = {}
+        self.store_clocks: dict[str, StoreClock] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
         self._facade = facade
         self._default_rules = rules_of(_NO_POLICIES, options.defaults)
@@ -284,15 +289,24 @@ class Engine:
     async def _open(self, alias: str) -> None:
         store = self.stores[alias]
         await store.open(self.clock.time if self._clock_is_given else None)
-        anchor = await store.now() - self.clock.monotonic()
+        clock = StoreClock(self.clock, is_host=store.capabilities.clock == "host")
+        await clock.sample(store.now)
+        self.store_clocks[alias] = clock
+        self._warn_of_skew(alias, clock.skew())
 
         def now() -> float:
-            worker = self.workers.get(alias)
-            instant = self.clock.monotonic() + anchor if worker is None else worker.now()
             # Whole microseconds, and never ahead of the store: what is due now is due.
-            return math.floor(instant * 1e6) / 1e6
+            return math.floor((clock.now() - clock.slack_s) * 1e6) / 1e6
 
         self.shelves[alias] = Shelf(alias, store, self.composer, now)
+
+    def _warn_of_skew(self, alias: str, skew: ClockSkew) -> None:
+        if abs(skew.offset) - skew.error > _MAX_SKEW:
+            self.logger.warning(
+                "the clock of store %r is %.1f s %s the clock of this host: jobs go by the store's. Set both by NTP, since what "
+                "this process computes from its own clock is off by that much",
+                alias, abs(skew.offset.total_seconds()), "behind" if skew.offset < timedelta() else "ahead of",
+            )  # fmt: skip
 
     def _employ(self, alias: str) -> None:
         """A worker for this store, with the tasks that are its life."""
@@ -305,9 +319,8 @@ class Engine:
             retry=options.store_retry,
             keeps_history=options.keeps_history,
         )
-        now = self.shelves[alias].now()
-        worker = Worker(self._host, alias, store, self._slots, settings, self.registry.tasks, self.bus)
-        worker.anchor(now)
+        clock = self.store_clocks[alias]
+        worker = Worker(self._host, alias, store, self._slots, settings, self.registry.tasks, self.bus, clock)
         worker.is_paused = self.state == "paused"
         self.workers[alias] = worker
         loop = asyncio.get_running_loop()

@@ -46,7 +46,8 @@ class Intake:
                 spec, task = self.resolve(given)
                 if connection is not None and spec.run_on_start:
                     raise DefinitionError(
-                        "run_on_start is a declaration of this process, which no transaction takes back: add the job without connection="
+                        "run_on_start is a declaration of this process, which no transaction takes back: "
+                        "add the job without connection="
                     )
                 tray = trays.get(spec.store)
                 if tray is None:

@@ -7,7 +7,7 @@ import random as _random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -18,6 +18,7 @@ from asyncsched.units import Duration, to_instant, to_seconds
 __all__ = [
     "Carry",
     "CatchUp",
+    "ClockSkew",
     "Decision",
     "Finish",
     "GiveUp",
@@ -258,6 +259,15 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     mean_duration: float | None = None
     min_duration: float | None = None
     max_duration: float | None = None
+
+
+class ClockSkew(NamedTuple):
+    """How far a store's clock is from this host's, as the last samples tell."""
+
+    #: The store's clock less this host's; nothing where the store reads the host's own clock.
+    offset: timedelta
+    #: The offset is known to this much: half of the round trip that told it.
+    error: timedelta
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,7 +33,7 @@ from asyncsched.history import History
 from asyncsched.ids import base_id, check_name
 from asyncsched.intake import Intake
 from asyncsched.jobs import JobChanges, JobSpec, PolicyArgs, TriggerLike
-from asyncsched.model import Job, JobState, Receipt, Retention, Retry, Run
+from asyncsched.model import ClockSkew, Job, JobState, Receipt, Retention, Retry, Run
 from asyncsched.registry import AnyTask, Call, Executor, Lifespan, Task, task_name
 from asyncsched.shelf import OnConflict, Shelf
 from asyncsched.units import Duration, to_datetime, to_seconds
@@ -462,6 +462,12 @@ class Scheduler:
         """The default store's clock, as far as it is known here; every instant is by it."""
         self._engine.check_running()
         return to_datetime(self._engine.shelves["default"].now())
+
+    def clock_skew(self, store: str = "default") -> ClockSkew:
+        """How far the store's clock is from this host's. Jobs go by the store's, so that instances need not agree."""
+        self._engine.check_running()
+        self._engine.store(store)
+        return self._engine.store_clocks[store].skew()
 
     async def next_fire_time(self) -> datetime | None:
         """When the earliest job of all stores is due; None: nothing is planned."""

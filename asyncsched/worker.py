@@ -30,6 +30,7 @@ from asyncsched.plan import MAX_CRASHES, Spread, Start, decide, due_of, is_quara
 from asyncsched.registry import AnyTask
 from asyncsched.rules import family_of
 from asyncsched.slots import Slots
+from asyncsched.storeclock import StoreClock
 
 __all__ = ["Settings", "Worker", "queue_mark"]
 
@@ -83,6 +84,7 @@ class Worker:
         settings: Settings,
         tasks: Mapping[str, AnyTask],
         bus: Bus,
+        store_clock: StoreClock,
     ) -> None:
         self.host = host
         self.alias = alias
@@ -94,7 +96,10 @@ class Worker:
         self.paused_for_all: set[str] = set()
         #: Called with the job id after each settlement.
         self.on_settled: list[Callable[[str], None]] = []
+        #: The store's clock.
+        self.now = store_clock.now
         self._store = store
+        self._store_clock = store_clock
         self._slots = slots
         self._settings = settings
         self._tasks = tasks
@@ -104,9 +109,6 @@ class Worker:
         self._announcer = Announcer(bus, alias, self.now)
         self._commits = Commits(store, alias, self._link, self._ledger)
         self._bus = bus
-        self._reads_host_clock = store.capabilities.clock == "host"
-        self._offset = host.clock.time() - host.clock.monotonic()
-        self._best_trip = math.inf
         lives_here = not store.capabilities.shared and not store.capabilities.durable
         self._lease_s = math.inf if lives_here else settings.lease_s
         self._keeper: Keeper | None = None
@@ -223,35 +225,9 @@ class Worker:
         for callback in list(self.on_settled):
             callback(job_id)
 
-    # -- time ----------------------------------------------------------------------------------------------------------
-
-    def now(self) -> float:
-        """The store's clock, as far as it is known here."""
-        return self._clock.monotonic() + self._offset
-
-    def anchor(self, now: float) -> None:
-        """The store's clock was just read as *now*."""
-        self._offset = now - self._clock.monotonic()
-
-    def _anchor(self, asked_at: float, store_now: float) -> None:
-        """All instants are the store's; elapsed time since it was asked is measured on the monotonic clock.
-
-        The shorter a round trip, the better it tells the server's clock: a long one is believed only when there was no
-        better one for a while. The host's own clock is simply read.
-        """
-        answered_at = self._clock.monotonic()
-        if self._reads_host_clock:
-            self._offset = self._clock.time() - answered_at
-            return
-        trip = answered_at - asked_at
-        self._best_trip *= 1.1
-        if trip <= self._best_trip:
-            self._best_trip = trip
-            self._offset = store_now - (asked_at + answered_at) / 2
-
     def _renewed(self, asked_at: float, store_now: float) -> None:
         self._link.recovered()
-        self._anchor(asked_at, store_now)
+        self._store_clock.read(asked_at, store_now)
 
     # -- claiming ------------------------------------------------------------------------------------------------------
 
@@ -345,7 +321,7 @@ class Worker:
             return self._store.claim(queues, token, limit, self._lease_s, lookahead_s)
 
         claimed = await self._link.persist(ask)
-        self._anchor(asked_at, claimed.now)
+        self._store_clock.read(asked_at, claimed.now)
         # A repeated claim gives what the first one took, whose lease has been running since.
         trusted_until = trust_end(first_asked_at, self._lease_s)
         for record in claimed.records:
@@ -376,10 +352,10 @@ class Worker:
         timer: Timer | None = None
         if until < math.inf:
             # Half of the way to the server more: to be early would cost a claim.
-            slack = 0.0 if self._reads_host_clock else self._best_trip / 2
+            when = until - self._store_clock.offset + self._store_clock.slack_s
             # And never less than a nap: jobs due within microseconds of each other are one turn, not many.
             nap = self._clock.monotonic() + _NAP_S
-            timer = self._clock.call_at(max(until - self._offset + slack, nap), self.wake)
+            timer = self._clock.call_at(max(when, nap), self.wake)
         try:
             await waiter
         finally:
@@ -427,9 +403,11 @@ class Worker:
         execution = self.held[record.id] = Execution(self, record, definition, step, task, trusted_until)
         self._slots.take(record.queue)
         if rules.overlap == "cancel_running" and step.following is not None and step.following < math.inf:
-            execution.give_way_at(due_of(definition.trigger, step.following, rules, key) - self._offset)
+            execution.give_way_at(
+                due_of(definition.trigger, step.following, rules, key) - self._store_clock.offset
+            )
         if step.due > now:
-            self._clock.call_at(step.due - self._offset, lambda: self._launch(execution))
+            self._clock.call_at(step.due - self._store_clock.offset, lambda: self._launch(execution))
         else:
             self._launch(execution)
 

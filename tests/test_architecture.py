@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("plan", "codec", "events", "stores"),
     ("registry",),
     ("execution", "pool"),
-    ("keeper", "ledger", "announce", "link", "slots", "lifespans", "processes", "jobs"),
+    ("keeper", "ledger", "announce", "link", "slots", "lifespans", "processes", "jobs", "storeclock"),
     ("commits",),
     ("worker", "shelf", "locks", "history", "monitor"),
     ("engine",),

@@ -8,15 +8,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from asyncsched import Scheduler
 from tests.support.waiting import eventually
 
-__all__ = ["Line", "WorkerProcess", "Workers", "client", "workers"]
+__all__ = ["HEARS_TROUBLE", "Line", "WorkerProcess", "Workers", "client", "workers"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,12 +30,20 @@ class Line(NamedTuple):
     fence: int
     instance: str
     at: float
+    #: The fire time of the run that wrote it; 0: it is not about a run.
+    fire: float
+
+
+#: What a worker with this in its command line writes down about its leases and its store.
+HEARS_TROUBLE = ("--hear", "RunLost,StoreDegraded,StoreRecovered")
 
 
 class WorkerProcess:
     """One ``python -m tests.integration.worker``."""
 
-    def __init__(self, name: str, folder: Path, url: str, arguments: tuple[str, ...]) -> None:
+    def __init__(
+        self, name: str, folder: Path, url: str, arguments: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
         self.name = name
         self._log = folder / f"{name}.log"
         self._errors = folder / f"{name}.err"
@@ -46,6 +55,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
+                env={**os.environ, **environment},
             )  # fmt: skip
 
     @property
@@ -57,7 +67,10 @@ class WorkerProcess:
         if not self._log.exists():
             return []
         parts = (line.split() for line in self._log.read_text().splitlines())
-        return [Line(event, job_id, int(fence), by, float(at)) for event, job_id, fence, by, at in parts]
+        return [
+            Line(event, job_id, int(fence), by, float(at), float(fire))
+            for event, job_id, fence, by, at, fire in parts
+        ]
 
     @property
     def errors(self) -> str:
@@ -85,21 +98,24 @@ class WorkerProcess:
 
 
 class Workers:
-    """The worker processes of one test, on one store."""
+    """The worker processes of one test, on one store: that of *url*, or a SQLite file in *folder*."""
 
-    def __init__(self, folder: Path) -> None:
-        self.url = f"sqlite:///{folder}/jobs.db"
+    def __init__(self, folder: Path, url: str | None = None) -> None:
+        self.url = url or f"sqlite:///{folder}/jobs.db"
         self.all: list[WorkerProcess] = []
         self._folder = folder
         self._numbers = itertools.count(1)
 
-    def start(self, *arguments: str) -> WorkerProcess:
-        worker = WorkerProcess(f"worker-{next(self._numbers)}", self._folder, self.url, arguments)
+    def start(self, *arguments: str, environment: Mapping[str, str] = MappingProxyType({})) -> WorkerProcess:
+        name = f"worker-{next(self._numbers)}"
+        worker = WorkerProcess(name, self._folder, self.url, arguments, environment)
         self.all.append(worker)
         return worker
 
-    async def start_ready(self, *arguments: str) -> WorkerProcess:
-        worker = self.start(*arguments)
+    async def start_ready(
+        self, *arguments: str, environment: Mapping[str, str] = MappingProxyType({})
+    ) -> WorkerProcess:
+        worker = self.start(*arguments, environment=environment)
         await worker.ready()
         return worker
 
@@ -130,9 +146,9 @@ def client(url: str) -> Scheduler:
 
 
 @contextmanager
-def workers(folder: Path) -> Iterator[Workers]:
+def workers(folder: Path, url: str | None = None) -> Iterator[Workers]:
     """Workers whose processes are gone when this ends, however it ends."""
-    started = Workers(folder)
+    started = Workers(folder, url)
     try:
         yield started
     finally:

@@ -1,0 +1,69 @@
+"""A store's clock, as it is known here: all instants are the store's, and elapsed time is measured on the monotonic clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from asyncsched.clock import Clock
+from asyncsched.model import ClockSkew
+
+__all__ = ["StoreClock"]
+
+#: How often the clock is asked at a start; the shortest round trip tells it best.
+_SAMPLES = 3
+
+
+class StoreClock:
+    """What is known of a store's clock. Anchored anew by each claim and renewal, so that neither drift nor a step stays."""
+
+    def __init__(self, clock: Clock, *, is_host: bool) -> None:
+        #: Whether the store reads the clock of this host.
+        self.is_host = is_host
+        #: The store's instant less the monotonic one.
+        self.offset = clock.time() - clock.monotonic()
+        self._clock = clock
+        self._best_trip_s = math.inf
+
+    def now(self) -> float:
+        """The store's clock."""
+        return self._clock.monotonic() + self.offset
+
+    @property
+    def slack_s(self) -> float:
+        """By how much ``now`` may be ahead of the store's clock."""
+        return 0.0 if self.is_host else self._best_trip_s / 2
+
+    def skew(self) -> ClockSkew:
+        """The store's clock less this host's."""
+        if self.is_host:
+            return ClockSkew(timedelta(), timedelta())
+        return ClockSkew(
+            timedelta(seconds=self.now() - self._clock.time()), timedelta(seconds=self._best_trip_s / 2)
+        )
+
+    async def sample(self, ask: Callable[[], Awaitable[float]]) -> None:
+        """Ask for the store's clock some times."""
+        for _ in range(1 if self.is_host else _SAMPLES):
+            asked_at = self._clock.monotonic()
+            self.read(asked_at, await ask())
+
+    def read(self, asked_at: float, store_now: float) -> None:
+        """The store, asked at the monotonic instant *asked_at*, has just answered that it is *store_now*.
+
+        It read its clock within the round trip. So the shorter that was the better it tells, and a long one is believed only
+        where it shows that what was known cannot be. The host's own clock is simply read.
+        """
+        answered_at = self._clock.monotonic()
+        if self.is_host:
+            self.offset = self._clock.time() - answered_at
+            return
+        trip_s = answered_at - asked_at
+        # What was known grows old: clocks drift.
+        self._best_trip_s *= 1.1
+        if trip_s <= self._best_trip_s:
+            self._best_trip_s = trip_s
+            self.offset = store_now - (asked_at + answered_at) / 2
+        else:
+            self.offset = min(max(self.offset, store_now - answered_at), store_now - asked_at)
