@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -9,6 +10,8 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 from asyncsched.errors import DefinitionError
 
 __all__ = ["flag", "keywords_of", "without_password"]
+
+_SECRET = re.compile(r"([?&][^=&]*(?:password|passwd|secret|token)[^=&]*=)[^&#]*", re.IGNORECASE)
 
 Readers = Mapping[str, Callable[[str], object]]
 
@@ -58,9 +61,9 @@ def _read(name: str, text: str, reader: Callable[[str], object], url: str) -> ob
 
 def without_password(url: str) -> str:
     """*url* as it may be shown and logged: ``***`` stands for each secret in it."""
-    parts = urlsplit(url)
-    login, at, hosts = parts.netloc.rpartition("@")
+    netloc = urlsplit(url).netloc
+    login, at, hosts = netloc.rpartition("@")
     user, colon, _ = login.partition(":")
-    netloc = f"{user}{colon}{'***' if colon else ''}{at}{hosts}"
-    query = [(name, "***" if "password" in name.lower() else text) for name, text in parse_qsl(parts.query)]
-    return urlunsplit(parts._replace(netloc=netloc, query=urlencode(query, safe="/*:")))
+    if colon:
+        url = url.replace(netloc, f"{user}:***{at}{hosts}", 1)
+    return _SECRET.sub(r"\1***", url)

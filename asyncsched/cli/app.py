@@ -50,6 +50,7 @@ except ImportError as error:
 
 from asyncsched.cli.preview import Coming, coming, place_at_fault
 from asyncsched.cli.reference import check_file, load_scheduler
+from asyncsched.cli.stores import stores
 
 __all__ = ["app", "serve"]
 
@@ -60,6 +61,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+app.add_typer(stores, name="stores")
 
 
 class State(StrEnum):

@@ -6,13 +6,14 @@ import importlib
 from importlib.metadata import entry_points
 from typing import Any
 
+from asyncsched.address import without_password
 from asyncsched.contract import JobStore
 from asyncsched.errors import UnknownStoreError
 
-__all__ = ["store_from_url"]
+__all__ = ["SCHEMES", "store_class", "store_from_url"]
 
 #: scheme: (module, class). Each class has ``from_url``.
-_SCHEMES = {
+SCHEMES = {
     "memory": ("asyncsched.stores.memory", "MemoryStore"),
     "sqlite": ("asyncsched.stores.sqlite", "SQLiteStore"),
     "redis": ("asyncsched.stores.redis", "RedisStore"),
@@ -29,24 +30,28 @@ def store_from_url(url: str) -> JobStore:
 
     Raises UnknownStoreError for a scheme that nothing serves, MissingExtra where its client is not installed.
     """
+    store: JobStore = store_class(url).from_url(url)
+    return store
+
+
+def store_class(url: str) -> Any:
+    """The class that serves *url*; raises as ``store_from_url`` does."""
     scheme, separator, _ = url.partition("://")
     if not separator:
-        raise UnknownStoreError(f"{url!r} is no store URL; write memory://, or sqlite:///jobs.db for a file")
-    known = _SCHEMES.get(scheme.lower())
-    if known is not None:
-        module = importlib.import_module(known[0])
-        found: Any = getattr(module, known[1])
-    else:
-        found = _from_entry_point(scheme.lower())
-    store: JobStore = found.from_url(url)
-    return store
+        raise UnknownStoreError(
+            f"{without_password(url)!r} is no store URL; write memory://, or sqlite:///jobs.db for a file"
+        )
+    known = SCHEMES.get(scheme.lower())
+    if known is None:
+        return _from_entry_point(scheme.lower())
+    return getattr(importlib.import_module(known[0]), known[1])
 
 
 def _from_entry_point(scheme: str) -> Any:
     for point in entry_points(group="asyncsched.stores"):
         if point.name == scheme:
             return point.load()
-    known = ", ".join(f"{name}://" for name in _SCHEMES)
+    known = ", ".join(f"{name}://" for name in SCHEMES)
     raise UnknownStoreError(
         f"no store serves {scheme}:// (known: {known}, and entry points 'asyncsched.stores')"
     )

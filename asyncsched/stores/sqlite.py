@@ -227,6 +227,10 @@ class SQLiteStore:
     async def now(self) -> float:
         return self._now()
 
+    def ddl(self) -> str:
+        """The statements that make the schema."""
+        return ";\n".join(self._sql(statement) for statement in _CREATE) + ";\n"
+
     # -- records -------------------------------------------------------------------------------------------------------
 
     @_in_thread

@@ -96,6 +96,15 @@ class StoreContract(
 
     pytestmark = pytest.mark.anyio
 
+    #: Cases of thousands of records: left out where time is short.
+    heavy_cases = frozenset(
+        {
+            "test_a_thousand_claims_are_settled_at_once",
+            "test_body_and_cursor_may_have_a_mebibyte",
+            "test_each_record_is_claimed_exactly_once",
+            "test_ten_thousand_records_are_added_at_once",
+        }
+    )
     #: How long a hint may take to arrive. A store that gives none fails after so many seconds.
     patience_s: float = 5.0
 

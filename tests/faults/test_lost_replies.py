@@ -20,6 +20,7 @@ from asyncsched import (
     once,
 )
 from asyncsched.contract import Filter
+from tests.servers.running import Servers
 from tests.support.faulty import Faults, FaultyStore
 from tests.support.running import running
 from tests.support.stores import make_store
@@ -31,8 +32,8 @@ PROMPTLY = Retry(base=0.01, max_delay=0.05)
 
 
 @pytest.fixture
-def store(store_kind: str, tmp_path: Path) -> FaultyStore:
-    return FaultyStore(make_store(store_kind, tmp_path))
+def store(store_kind: str, tmp_path: Path, servers: Servers) -> FaultyStore:
+    return FaultyStore(make_store(store_kind, tmp_path, servers))
 
 
 @pytest.fixture

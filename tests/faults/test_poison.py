@@ -13,6 +13,7 @@ from asyncsched import JobQuarantined, JobSpec, Scheduler, current_run, every, o
 from asyncsched.codec import decode_run
 from asyncsched.contract import Settlement
 from asyncsched.definition import RunForm
+from tests.servers.running import Servers
 from tests.support.faulty import FaultyStore
 from tests.support.running import running
 from tests.support.stores import make_store
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def store(store_kind: str, tmp_path: Path) -> FaultyStore:
-    return FaultyStore(make_store(store_kind, tmp_path))
+def store(store_kind: str, tmp_path: Path, servers: Servers) -> FaultyStore:
+    return FaultyStore(make_store(store_kind, tmp_path, servers))
 
 
 @pytest.fixture

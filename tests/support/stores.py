@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from msgspec.structs import replace
 
 from asyncsched import MemoryStore
 from asyncsched.contract import JobStore
-from asyncsched.stores.sqlite import SQLiteStore
+from asyncsched.stores import store_from_url
+from tests.servers.running import SERVERS, Servers
 
-__all__ = ["SharedMemory", "make_store"]
+__all__ = ["SharedMemory", "make_store", "namespaced", "url_of"]
 
 
 class SharedMemory(MemoryStore):
@@ -37,8 +39,18 @@ class SharedMemory(MemoryStore):
         """Nothing: other schedulers may go on."""
 
 
-def make_store(kind: str, folder: Path) -> JobStore:
-    """A store of that kind; of SQLite, a file in *folder*, the same one at each call."""
-    if kind == "memory":
-        return MemoryStore()
-    return SQLiteStore(folder / "jobs.db", busy_timeout=10.0)
+def url_of(kind: str, folder: Path, servers: Servers) -> str:
+    """A store of that kind with nothing in it: a file in *folder*, or a namespace of its own on the server of this run."""
+    if kind in SERVERS:
+        return namespaced(servers.url(kind))
+    return "memory://" if kind == "memory" else f"sqlite:///{folder}/jobs.db?busy_timeout=10"
+
+
+def namespaced(url: str) -> str:
+    """*url* with a namespace of its own, so that tests on one server see nothing of each other."""
+    return f"{url}{'&' if '?' in url else '?'}namespace=t{secrets.token_hex(6)}"
+
+
+def make_store(kind: str, folder: Path, servers: Servers) -> JobStore:
+    """A store of that kind with nothing in it."""
+    return store_from_url(url_of(kind, folder, servers))

@@ -9,6 +9,8 @@ import pytest
 
 from asyncsched import MemoryStore, Scheduler
 from asyncsched.testing import ManualClock
+from tests.servers.running import Servers
+from tests.support.stores import url_of
 
 MakeScheduler = Callable[..., Scheduler]
 
@@ -40,12 +42,11 @@ async def scheduler(clock: ManualClock) -> AsyncIterator[Scheduler]:
 
 
 @pytest.fixture
-def make_scheduler(store_kind: str, tmp_path: Path) -> Iterator[MakeScheduler]:
+def make_scheduler(store_kind: str, tmp_path: Path, servers: Servers) -> Iterator[MakeScheduler]:
     """Makes schedulers, each over the same stored jobs, as one process after the other would have them."""
-    memory = MemoryStore()
+    store = MemoryStore() if store_kind == "memory" else url_of(store_kind, tmp_path, servers)
 
     def make(**options: Any) -> Scheduler:
-        store = memory if store_kind == "memory" else f"sqlite:///{tmp_path}/jobs.db"
         return Scheduler(store, **options)
 
     return make

@@ -39,8 +39,9 @@ from asyncsched.codec import (
 )
 from asyncsched.contract import Record
 from asyncsched.definition import Cursor, Definition, Pending, Policies, Request, RunForm, SpanForm, Tally
-from asyncsched.stores.sqlite import SQLiteStore
 from asyncsched.testing import ManualClock
+from tests.servers.running import Servers
+from tests.support.stores import make_store
 
 DEFINITION = Definition(
     1.5,
@@ -166,10 +167,8 @@ def test_an_error_class_that_is_not_loaded_here_is_left_out() -> None:
 
 
 @pytest.fixture
-async def store(store_kind: str, tmp_path: Path) -> JobStore:
-    if store_kind == "memory":
-        return MemoryStore()
-    return SQLiteStore(tmp_path / "jobs.db")
+async def store(store_kind: str, tmp_path: Path, servers: Servers) -> JobStore:
+    return make_store(store_kind, tmp_path, servers)
 
 
 @pytest.fixture
