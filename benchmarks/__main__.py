@@ -36,13 +36,46 @@ def main() -> None:
     commands.add_parser(
         "cron", help="reading cron expressions and finding fire times, beside croniter and cronsim"
     )
+    stores = commands.add_parser(
+        "stores", help="Redis, PostgreSQL, MariaDB and MySQL beside what their drivers can do"
+    )
+    stores.add_argument(
+        "--quick", action="store_true", help="once, with fewer jobs: shows that it works, no more"
+    )
+    stores.add_argument(
+        "--stores", default="", metavar="NAMES", help="such as redis,postgres; all unless given"
+    )
+    stores.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="one measurement; may be repeated"
+    )
+    stores.add_argument("--repeats", type=int, default=3, help="medians of so many")
     options = parser.parse_args()
-    if options.command == "cron":
+    if options.command == "stores":
+        _stores(options)
+    elif options.command == "cron":
         print(figures())
     elif options.command == "profile":
         profile(options.subject)
     else:
         _core(options)
+
+
+def _stores(options: argparse.Namespace) -> None:
+    # Only here: it needs the drivers.
+    from benchmarks.stores import KINDS, MEASURES, measure_stores
+
+    kinds = [name for name in options.stores.split(",") if name] or list(KINDS)
+    unknown = (set(kinds) - set(KINDS)) | (set(options.only) - set(MEASURES))
+    if unknown:
+        sys.exit(
+            f"unknown: {', '.join(sorted(unknown))}; stores: {', '.join(KINDS)}; measurements: {', '.join(MEASURES)}"
+        )
+    repeats = 1 if options.quick else options.repeats
+    print(
+        measure_stores(
+            kinds, options.only, repeats, options.quick, lambda text: print(text, file=sys.stderr, flush=True)
+        )
+    )
 
 
 def _core(options: argparse.Namespace) -> None:
