@@ -124,8 +124,7 @@ async def kill_often(cluster: Workers, campaign: Campaign, first_at: float, star
     while time.time() < first_at + SPAN_S:
         await asyncio.sleep(KILL_EVERY_S)
         if time.time() > first_at:
-            freezing = {line.instance for line in cluster.lines if line.job_id == "freeze"}
-            victim = next(w for w in cluster.all if w.is_alive and w.name not in freezing)
+            victim = next(w for w in cluster.all if w.is_alive and not w.wrote("begun", "freeze"))
             victim.kill()
             campaign.killed_at.append(time.time())
             cluster.start(*start)

@@ -47,6 +47,11 @@ class WorkerProcess:
         self.name = name
         self._log = folder / f"{name}.log"
         self._errors = folder / f"{name}.err"
+        #: Lines that were read, where the next begins, and an index of the first so many of them.
+        self._lines: list[Line] = []
+        self._read = 0
+        self._written: set[tuple[str, str | None]] = set()
+        self._indexed = 0
         with self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.integration.worker",
@@ -63,21 +68,29 @@ class WorkerProcess:
         return self.process.poll() is None
 
     @property
-    def lines(self) -> list[Line]:
-        if not self._log.exists():
-            return []
-        parts = (line.split() for line in self._log.read_text().splitlines())
-        return [
-            Line(event, job_id, int(fence), by, float(at), float(fire))
-            for event, job_id, fence, by, at, fire in parts
-        ]
+    def lines(self) -> Sequence[Line]:
+        """What it has written down so far; only what is new is read."""
+        if self._log.exists():
+            with self._log.open("rb") as log:
+                log.seek(self._read)
+                new = log.read()
+            whole = new[: new.rfind(b"\n") + 1]
+            self._read += len(whole)
+            for line in whole.decode().splitlines():
+                event, job_id, fence, by, at, fire = line.split()
+                self._lines.append(Line(event, job_id, int(fence), by, float(at), float(fire)))
+        return self._lines
 
     @property
     def errors(self) -> str:
         return self._errors.read_text()
 
     def wrote(self, event: str, job_id: str | None = None) -> bool:
-        return any(line.event == event and job_id in (None, line.job_id) for line in self.lines)
+        written = self._written
+        for line in self.lines[self._indexed :]:
+            written |= {(line.event, None), (line.event, line.job_id)}
+        self._indexed = len(self._lines)
+        return (event, job_id) in written
 
     async def ready(self) -> None:
         """Return once it serves."""

@@ -1,0 +1,178 @@
+"""The way to the server: connections from a pool, a deadline around each call, and every error translated once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import asyncpg
+
+from asyncsched.errors import SchemaError, StoreError, StoreUnavailable
+
+__all__ = ["Fetch", "GuestLine", "Line", "translated"]
+
+Rows = Sequence[Any]
+
+#: A statement that lost against another one was undone whole, so it may be sent again; so often.
+_TRIES = 3
+#: How long a connection whose call was given up may take to be fit for use again; else it is thrown away.
+_MENDING_S = 2.0
+
+#: By class of SQLSTATE (two characters) or by SQLSTATE: it may succeed when it is repeated, and it condemns no job.
+_PASSING = frozenset({"08", "53", "57", "58", "40", "55P03", "25P02", "25P03"})
+_LOST_AGAINST_ANOTHER = frozenset({"40001", "40P01"})
+_READ_ONLY = "25006"
+_MISSING = frozenset({"42P01", "42883", "3F000"})
+#: A prepared statement that is there twice, or not at all: the connection is another one than it was.
+_STRANGE_STATEMENT = frozenset({"26000", "42P05"})
+
+
+class Fetch(Protocol):
+    """What sends one statement and brings its rows."""
+
+    async def fetch(self, query: str, *values: object) -> Rows: ...
+
+
+class _Plain(asyncpg.Connection):  # type: ignore[misc]
+    """A connection that nothing leaves a trace on, so that giving it back to its pool costs no round trip."""
+
+    def get_reset_query(self) -> str:
+        return ""
+
+
+class Line:
+    """A pool of connections: an own one made with *options*, or the *given* one, which is not closed here."""
+
+    def __init__(
+        self, options: Mapping[str, Any], size: int, timeout_s: float, given: Any, place: str
+    ) -> None:
+        self._options = options
+        self._size = size
+        self._timeout_s = timeout_s
+        self._given = given
+        self._place = place
+        self._pool: Any = given
+        self._mending: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        if self._given is None:
+            # Nothing is connected to before the first call: an error then has the call's deadline and translation.
+            self._pool = await asyncpg.create_pool(
+                min_size=0,
+                max_size=self._size,
+                connection_class=_Plain,
+                timeout=self._timeout_s,
+                **self._options,
+            )
+
+    async def close(self) -> None:
+        if self._given is None and self._pool is not None:
+            pool, self._pool = self._pool, None
+            # Whatever is on its way is given up: waiting for a server that does not answer would take for ever.
+            pool.terminate()
+        for task in tuple(self._mending):
+            task.cancel()
+        await asyncio.gather(*self._mending, return_exceptions=True)
+
+    async def fetch(self, query: str, *values: object) -> Rows:
+        """The rows of *query*, within the deadline; raises StoreUnavailable or StoreError."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                for _ in range(_TRIES - 1):
+                    try:
+                        return await self._fetch_once(query, values)
+                    except asyncpg.PostgresError as error:
+                        if error.sqlstate not in _LOST_AGAINST_ANOTHER:
+                            raise
+                return await self._fetch_once(query, values)
+        except Exception as error:
+            raise translated(error, self._place, self._timeout_s) from error
+
+    async def listening(self) -> Any:
+        """A connection beside those for calls."""
+        return await asyncpg.connect(timeout=self._timeout_s, **self._options)
+
+    async def _fetch_once(self, query: str, values: Sequence[object]) -> Rows:
+        connection = await self._pool.acquire()
+        try:
+            rows: Rows = await connection.fetch(query, *values)
+        except BaseException as error:
+            self._mend(connection, error)
+            raise
+        await self._pool.release(connection, timeout=_MENDING_S)
+        return rows
+
+    def _mend(self, connection: Any, error: BaseException) -> None:
+        """Give a connection back whose call failed or was given up; whoever gave up does not wait for it."""
+        is_read_only = getattr(error, "sqlstate", None) == _READ_ONLY
+        if is_read_only:
+            connection.terminate()
+        task = asyncio.create_task(self._give_back(connection, is_read_only))
+        self._mending.add(task)
+        task.add_done_callback(self._mending.discard)
+
+    async def _give_back(self, connection: Any, is_read_only: bool) -> None:
+        try:
+            if is_read_only and self._given is None:
+                # The server has become a standby, so the other connections to it are of no use either.
+                await self._pool.expire_connections()
+            await self._pool.release(connection, timeout=_MENDING_S)
+        except (Exception, asyncio.CancelledError):
+            connection.terminate()
+
+
+class GuestLine:
+    """One *connection* of the user's, in his transaction; nothing is sent twice, and nothing is thrown away."""
+
+    def __init__(self, connection: Any, timeout_s: float, place: str) -> None:
+        self._connection = connection
+        self._timeout_s = timeout_s
+        self._place = place
+
+    async def fetch(self, query: str, *values: object) -> Rows:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                rows: Rows = await self._connection.fetch(query, *values)
+                return rows
+        except Exception as error:
+            raise translated(error, self._place, self._timeout_s) from error
+
+
+def translated(error: Exception, place: str, timeout_s: float) -> StoreError:
+    """What the failure *error* of a call to the server at *place* means to the caller."""
+    if isinstance(error, StoreError):
+        return error
+    if isinstance(error, TimeoutError):
+        return StoreUnavailable(f"PostgreSQL at {place} did not answer within {timeout_s:g} s")
+    state = getattr(error, "sqlstate", None)
+    if state is None:
+        return _client_failure(error, place)
+    if state == _READ_ONLY:
+        return StoreUnavailable(f"PostgreSQL at {place} has become read-only ({error}): connect to the primary")
+    if state in _MISSING:
+        return SchemaError(f"the schema at {place} is gone or damaged ({error}): open the store again to create it")
+    if state == "42501":
+        return StoreError(f"PostgreSQL at {place} refuses it to this role ({error}): grant it that privilege")
+    if state[:3] == "28P" or state == "28000":
+        return StoreError(f"PostgreSQL at {place} refuses the login ({error}): check user and password")
+    if state == "3D000":
+        return StoreError(f"PostgreSQL at {place} has no such database ({error}): create it, or name another")
+    if state in _STRANGE_STATEMENT:
+        return StoreError(f"a pooler at {place} mixes up statements ({error}): set statement_cache_size=0")
+    if state in _PASSING or state[:2] in _PASSING or isinstance(error, asyncpg.InvalidCachedStatementError):
+        return StoreUnavailable(f"PostgreSQL at {place} cannot be used at present ({state}): {error}")
+    return StoreError(f"PostgreSQL at {place} refused the call ({state}): {error}")
+
+
+def _client_failure(error: Exception, place: str) -> StoreError:
+    """Of an error that is the driver's own or the network's."""
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return StoreUnavailable(f"no server at {place} can be written to: {error}")
+    if isinstance(error, OSError | EOFError):
+        return StoreUnavailable(f"PostgreSQL at {place} cannot be reached: {error}")
+    if isinstance(error, OverflowError | UnicodeError | TypeError | ValueError):
+        return StoreError(f"PostgreSQL at {place} cannot keep or use a value: {error}")
+    if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
+        return StoreUnavailable(f"the connection to PostgreSQL at {place} was lost: {error}")
+    return StoreError(f"the call to PostgreSQL at {place} failed: {error!r}")
