@@ -139,7 +139,10 @@ class Ledger:
             result,
             metadata,
         )
-        return Entry(base_id(record.id), record.fence, "run", start.fire, end.finished, encode(form))
+        # Whole microseconds, which is what datetimes keep: a page of the log is continued behind a run that users were given.
+        return Entry(
+            base_id(record.id), record.fence, "run", start.fire, round(end.finished, 6), encode(form)
+        )
 
     def _stored_result(self, execution: Execution) -> bytes:
         """A result that cannot be stored does not make a run fail; history says what is missing."""
@@ -166,6 +169,7 @@ class Ledger:
 
     def _decisions(self, record: Record, spans: Sequence[Span], now: float) -> tuple[Entry, ...]:
         """Log entries of decisions, and of the claim before this one where it was lost."""
+        now = round(now, 6)
         entries = [
             Entry(
                 base_id(record.id),

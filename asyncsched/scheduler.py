@@ -61,7 +61,7 @@ class Scheduler:
     :param lookahead: claim jobs so much before they are due, so that each starts on its own timer.
     :param poll_interval: how often to look into the store though nothing is known to be due (None: as the store needs).
     :param poll_jitter: by which share polls are spread.
-    :param store_retry: how calls to a store that is away are spaced.
+    :param store_retry: how calls to a store that is away are spaced; unless given 0.1 s, and twice as much each time up to 2 s.
     :param retention: what the history keeps.
     :param history: whether runs and decisions are written down at all.
     :param defaults: policies for jobs whose task does not say otherwise.
@@ -102,7 +102,7 @@ class Scheduler:
             if poll_interval is None
             else to_seconds(poll_interval, "poll_interval", positive=True),
             poll_jitter=poll_jitter,
-            store_retry=store_retry or Retry(base=0.1, max_delay=10.0, spread=0.5),
+            store_retry=store_retry or Retry(base=0.1, max_delay=2.0, spread=0.5),
             retention=retention or Retention(),
             keeps_history=history,
             defaults=dict(defaults or {}),

@@ -229,7 +229,8 @@ class SQLiteStore:
 
     def ddl(self) -> str:
         """The statements that make the schema."""
-        return ";\n".join(self._sql(statement) for statement in _CREATE) + ";\n"
+        rows = f"INSERT INTO {{p}}meta (key, value) VALUES ('schema', {_SCHEMA_VERSION}), ('fence', 0)"
+        return "".join(f"{self._sql(statement)};\n" for statement in (*_CREATE, rows))
 
     # -- records -------------------------------------------------------------------------------------------------------
 

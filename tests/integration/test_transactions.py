@@ -1,4 +1,4 @@
-"""Jobs and runs in the user's own transaction: what is written there and what the scheduler keeps come together, or not at all."""
+"""Jobs and runs in the user's own transaction: what is written and what the scheduler keeps come together or not at all."""
 
 from __future__ import annotations
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from asyncsched import Retention, RunLookupError, Scheduler, Stats, every, once
+from asyncsched import JobSpec, Retention, RunLookupError, Scheduler, Stats, every, once
 from asyncsched.testing import ManualClock
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -217,3 +218,24 @@ async def test_history_looks_into_every_store(scheduler: Scheduler, clock: Manua
 def test_a_retention_that_can_never_work_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="Retention"):
         Retention(**options)
+
+
+async def test_runs_read_one_by_one_behind_the_last_are_each_read_once() -> None:
+    async with Scheduler() as scheduler:
+        scheduler.register(nothing, "nothing")
+        await scheduler.add_jobs([JobSpec("nothing", id=f"job-{n}") for n in range(100)])
+        await eventually(lambda: has_runs(scheduler, 100))
+        read: list[str] = []
+        last = None
+        while page := await scheduler.history.runs(limit=1, before=last):
+            [last] = page
+            read.append(last.id)
+            assert len(read) <= 100
+    assert len(set(read)) == len(read) == 100
+
+
+async def has_runs(scheduler: Scheduler, count: int) -> bool:
+    return len(await scheduler.history.runs(limit=count)) == count
+
+
+async def nothing() -> None: ...

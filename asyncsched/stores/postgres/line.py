@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import asyncpg
 
 from asyncsched.errors import SchemaError, StoreError, StoreUnavailable
 
-__all__ = ["Fetch", "GuestLine", "Line", "translated"]
+__all__ = ["Fetch", "GuestLine", "Line", "Rows", "translated"]
 
 Rows = Sequence[Any]
 
@@ -18,6 +18,8 @@ Rows = Sequence[Any]
 _TRIES = 3
 #: How long a connection whose call was given up may take to be fit for use again; else it is thrown away.
 _MENDING_S = 2.0
+#: For a change of the schema, or waiting for another's.
+_LONG_S = 120.0
 
 #: By class of SQLSTATE (two characters) or by SQLSTATE: it may succeed when it is repeated, and it condemns no job.
 _PASSING = frozenset({"08", "53", "57", "58", "40", "55P03", "25P02", "25P03"})
@@ -45,8 +47,9 @@ class Line:
     """A pool of connections: an own one made with *options*, or the *given* one, which is not closed here."""
 
     def __init__(
-        self, options: Mapping[str, Any], size: int, timeout_s: float, given: Any, place: str
+        self, url: str | None, options: Mapping[str, Any], size: int, timeout_s: float, given: Any, place: str
     ) -> None:
+        self._url = url
         self._options = options
         self._size = size
         self._timeout_s = timeout_s
@@ -59,6 +62,7 @@ class Line:
         if self._given is None:
             # Nothing is connected to before the first call: an error then has the call's deadline and translation.
             self._pool = await asyncpg.create_pool(
+                self._url,
                 min_size=0,
                 max_size=self._size,
                 connection_class=_Plain,
@@ -89,9 +93,20 @@ class Line:
         except Exception as error:
             raise translated(error, self._place, self._timeout_s) from error
 
-    async def listening(self) -> Any:
-        """A connection beside those for calls."""
-        return await asyncpg.connect(timeout=self._timeout_s, **self._options)
+    async def in_transaction(self, work: Callable[[Any], Awaitable[None]]) -> None:
+        """Do *work*, which may take its time, on one connection and in one transaction."""
+        try:
+            async with asyncio.timeout(max(self._timeout_s, _LONG_S)):
+                connection = await self._pool.acquire()
+                try:
+                    async with connection.transaction():
+                        await work(connection)
+                except BaseException as error:
+                    self._mend(connection, error)
+                    raise
+                await self._pool.release(connection, timeout=_MENDING_S)
+        except Exception as error:
+            raise translated(error, self._place, self._timeout_s) from error
 
     async def _fetch_once(self, query: str, values: Sequence[object]) -> Rows:
         connection = await self._pool.acquire()

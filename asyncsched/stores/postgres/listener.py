@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+import asyncpg
+
 from asyncsched.errors import StoreError
 
 __all__ = ["Listener"]
@@ -21,7 +23,8 @@ _HEARING_S = 3.0
 #: Between attempts to listen.
 _SHORTEST_S, _LONGEST_S = 0.2, 30.0
 
-_LISTEN_TWICE = "it was told something and did not hear it"
+#: Before a word that is said only to find out whether it is heard.
+_PROBE = "?"
 
 
 class Listener:
@@ -69,7 +72,12 @@ class Listener:
 
     async def _listen(self) -> None:
         """Listen until the connection is lost, by word or in silence."""
-        connection = await self._connect()
+        try:
+            await self._listen_on(await self._connect())
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise StoreError(f"{self._place}: {error}") from error
+
+    async def _listen_on(self, connection: asyncpg.Connection) -> None:
         self._lost.clear()
         try:
             connection.add_termination_listener(self._on_end)
@@ -84,14 +92,14 @@ class Listener:
                         await self._lost.wait()
                         return
             if not self._lost.is_set():
-                raise StoreError(f"the listener at {self._place} is deaf: {_LISTEN_TWICE}")
+                raise StoreError(f"what is told at {self._place} is not heard")
         finally:
             connection.terminate()
 
     async def _hears_itself(self) -> bool:
         self._turns += 1
         self._heard.clear()
-        await self._tell(f"{self._own_tag}:{self._turns}")
+        await self._tell(f"{self._own_tag}:{_PROBE}{self._turns}")
         try:
             await self._within(self._heard.wait())
         except StoreError:
@@ -109,6 +117,7 @@ class Listener:
         tag, _, rest = str(payload).partition(":")
         if tag == self._own_tag:
             self._heard.set()
+        if tag == self._own_tag or rest.startswith(_PROBE):
             return
         try:
             wake_at = float(rest)

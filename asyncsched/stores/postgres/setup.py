@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import asyncpg
+
 from asyncsched.errors import SchemaError, StoreError, StoreUnavailable
 from asyncsched.stores.postgres import schema
 from asyncsched.stores.postgres.line import Line
@@ -44,7 +46,7 @@ def ddl(names: Names) -> str:
 
 async def prepared_space(line: Line, names: Names, namespace: str, place: str, create: bool) -> int:
     """The number of *namespace*, once the schema is there in the version of this code."""
-    [row] = await line.fetch(_LOOK, names.qualified("meta"), _literal(names.schema))
+    [row] = await line.fetch(_LOOK, names.qualified("meta"), names.quoted_schema)
     server = _Server(*row)
     _check(server, place)
     here = f"the schema {names.schema!r} at {place} (tables {names.prefix}*)"
@@ -59,3 +61,62 @@ async def prepared_space(line: Line, names: Names, namespace: str, place: str, c
             )
         await _bring_up_to_date(line, names, server)
     return await _space(line, names, namespace)
+
+
+def _check(server: _Server, place: str) -> None:
+    if server.version < _OLDEST:
+        raise StoreError(
+            f"PostgreSQL at {place} is version {server.version // 10000}; {_OLDEST // 10000} or later is needed"
+        )
+    if server.encoding != "UTF8":
+        raise StoreError(f"the database at {place} is encoded in {server.encoding}: use one with encoding UTF8")
+    if server.is_standby or server.is_read_only:
+        kind = "a standby" if server.is_standby else "read-only"
+        raise StoreUnavailable(f"PostgreSQL at {place} is {kind}, and jobs need writing: connect to the primary")
+
+
+async def _version(line: Line, names: Names) -> int:
+    rows = await line.fetch(names.write_out(_VERSION))
+    return int(rows[0][0]) if rows else 0
+
+
+async def _bring_up_to_date(line: Line, names: Names, server: _Server) -> None:
+    """Create or migrate in one transaction, one opener after the other; the others then find it done."""
+
+    async def look_again_and_migrate(connection: asyncpg.Connection) -> None:
+        await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
+        found = 0
+        if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", names.qualified("meta")):
+            found = await connection.fetchval(names.write_out(_VERSION))
+        if found < schema.SCHEMA_VERSION:
+            steps = [*_steps(names, found)]
+            if not found and server.has_namespace:
+                steps = steps[1:]
+            await connection.execute(";\n".join(steps))
+
+    try:
+        await line.in_transaction(look_again_and_migrate)
+    except StoreUnavailable:
+        raise
+    except StoreError as error:
+        raise StoreError(
+            f"the role {server.role!r} cannot create the schema {names.schema!r}: {error}; grant it CREATE there, name another "
+            "with schema=, or have an owner run the statements of ddl() and open with create_schema=False"
+        ) from error
+
+
+def _steps(names: Names, found: int) -> Iterator[str]:
+    """The statements that lead from version *found* to the present one; to begin with, the schema."""
+    if not found:
+        yield names.create_schema
+    for version in range(found + 1, schema.SCHEMA_VERSION + 1):
+        yield from map(names.write_out, schema.MIGRATIONS[version])
+    yield names.write_out(_SET_VERSION.format(schema.SCHEMA_VERSION))
+
+
+async def _space(line: Line, names: Names, namespace: str) -> int:
+    query = names.write_out(_SPACE)
+    if not (rows := await line.fetch(query, namespace)):
+        await line.fetch(names.write_out(_NEW_SPACE), namespace)
+        rows = await line.fetch(query, namespace)
+    return int(rows[0][0])

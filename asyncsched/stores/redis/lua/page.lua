@@ -42,7 +42,7 @@ local function matches(r)
   return (not queue or its_queue == queue) and (not task or its_task == task) and (not hold or r.hold == hold)
 end
 
-local looked, size, last, rows, is_done = 0, 0, behind, {}, false
+local looked, size, last, rows, is_done, is_cut = 0, 0, behind, {}, false, false
 local picked = {}
 
 local function look_at_picked()
@@ -50,7 +50,11 @@ local function look_at_picked()
   for i, place in ipairs(picked) do ids[i] = sub(place, 9) end
   load(ids)
   for i, id in ipairs(ids) do
-    if #rows >= limit or size >= room then return end
+    if #rows >= limit then return end
+    if size >= room then
+      is_cut = true
+      return
+    end
     local r = kept[id]
     last = picked[i]
     if r and matches(r) then
@@ -81,5 +85,5 @@ while #rows < limit and size < room and looked < budget and not is_done do
   is_done = not best
 end
 look_at_picked()
-is_done = is_done or #rows >= limit
+is_done = (is_done and not is_cut) or #rows >= limit
 return '\147' .. (is_done and '\195' or '\194') .. binary(last or '') .. rows_of(rows)

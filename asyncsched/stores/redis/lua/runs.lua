@@ -25,7 +25,7 @@ while #rows < limit and looked < budget and size < room do
     if #rows < limit and size < room then
       last = place
       if not wanted or wanted[kind] then
-        local body = call('HGET', log, its_job .. '\0' .. rest)
+        local body = call('HGET', log, its_job .. '\0' .. rest) or ''
         rows[#rows + 1] = '\150' .. cmsgpack.pack(its_job) .. pack('>BI8', 207, (parse('>d', rest)))
           .. cmsgpack.pack(kind) .. '\203' .. sub(rest, -8) .. '\203' .. at .. binary(body)
         size = size + #body

@@ -1,0 +1,264 @@
+"""The way to the server: its client, scripts with a deadline, and what its refusals mean."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.client import NEVER_DECODE
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    ClusterDownError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from asyncsched.address import without_password
+from asyncsched.errors import DefinitionError, StoreError, StoreUnavailable
+from asyncsched.stores.redis._scripts import Script
+
+__all__ = ["Client", "Server", "logger", "refuse"]
+
+Client = Redis | RedisCluster
+
+logger = logging.getLogger("asyncsched.stores.redis")
+
+_OLDEST = (6, 2)
+#: What the client raises, and what comes through it.
+_DRIVER_ERRORS = (RedisError, RedisClusterException, OSError, TimeoutError)
+
+
+class Server:
+    """One Redis, or a cluster of them, by a client that is made here from a URL or that a user brought."""
+
+    def __init__(
+        self,
+        url: str,
+        client: Client | None,
+        *,
+        is_cluster: bool,
+        timeout_s: float,
+        connections: int,
+        options: Mapping[str, Any],
+    ) -> None:
+        self._url = url
+        self._given = client
+        self._is_cluster = is_cluster
+        self.timeout_s = timeout_s
+        self._connections = connections
+        self._options = options
+        self._client: Client | None = None
+        self._is_ready = False
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        if self._given is not None:
+            return "the Redis of the given client"
+        return without_password(self._url)
+
+    @property
+    def is_open(self) -> bool:
+        return self._client is not None
+
+    @property
+    def client(self) -> Client:
+        if self._client is None:
+            raise StoreError(f"the store on {self.name} is not open: await its open() first")
+        return self._client
+
+    def connect(self) -> None:
+        """Have a client; it connects when it is first used."""
+        self._is_ready = False
+        if self._given is not None:
+            self._client = self._given
+        elif self._is_cluster:
+            self._client = self._new_cluster()
+        else:
+            # No deadline of the driver's own: each call has one as a whole, and the driver's cost a task for each write.
+            pool = BlockingConnectionPool.from_url(
+                self._url,
+                max_connections=self._connections,
+                timeout=self.timeout_s,
+                **self._settings(),
+            )
+            self._client = Redis.from_pool(pool)
+
+    async def disconnect(self) -> None:
+        """Close the client, unless a user brought it."""
+        client, self._client = self._client, None
+        if client is not None and client is not self._given:
+            try:
+                async with asyncio.timeout(self.timeout_s):
+                    await client.aclose()
+            except _DRIVER_ERRORS as error:
+                logger.debug("closing %s: %s", self.name, error)
+
+    async def check(self) -> None:
+        """Raise StoreError where the server cannot serve, and warn where it may lose what it is given."""
+        try:
+            facts = await self._facts()
+        except NoPermissionError:
+            return  # Who may not ask is served all the same.
+        version = tuple(int(part) for part in facts.get("redis_version", "999").split(".")[:2] if part.isdigit())
+        if version < _OLDEST:
+            found = facts.get("redis_version")
+            raise StoreError(f"{self.name} is Redis {found}: 6.2 or later is needed")
+        policy = facts.get("maxmemory_policy", "noeviction")
+        if policy.startswith("allkeys"):
+            logger.warning(
+                "%s deletes jobs when its memory is full (maxmemory-policy is %s): set it to noeviction",
+                self.name, policy,
+            )  # fmt: skip
+
+    def ready(self) -> None:
+        """The store is open: from here on a refusal is the fault of the server, and condemns nothing that was asked."""
+        self._is_ready = True
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
+    async def run(self, script: Script, keys: Sequence[bytes], argument: bytes) -> bytes:
+        """Run *script* once; raises StoreUnavailable if its outcome is unknown."""
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                try:
+                    answer = await self._send("EVALSHA", script.digest, len(keys), *keys, argument, key=keys[0])
+                except NoScriptError:
+                    answer = await self._send("EVAL", script.text, len(keys), *keys, argument, key=keys[0])
+        except (*_DRIVER_ERRORS, TypeError) as error:
+            raise self.translated(error) from error
+        found: bytes = answer
+        return found
+
+    async def command(self, *command: str | bytes, key: bytes) -> Any:
+        """Send one *command* about *key*; its answer, not decoded."""
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                return await self._send(*command, key=key)
+        except _DRIVER_ERRORS as error:
+            raise self.translated(error) from error
+
+    async def _send(self, *command: Any, key: bytes) -> Any:
+        """Send *command* to the server that has *key*, once: whatever becomes of it, it is not repeated here."""
+        client = self.client
+        if isinstance(client, RedisCluster):
+            await client.initialize()
+            # With a node named, the client follows the cluster's redirections and repeats nothing else.
+            node = client.get_node_from_key(key)
+            return await client.execute_command(*command, target_nodes=node, **{NEVER_DECODE: True})
+        if client.connection is not None or client.single_connection_client:
+            return await client.execute_command(*command, **{NEVER_DECODE: True})
+        # By a connection of its pool, since a client's own way may be told to repeat what was cut off.
+        pool = client.connection_pool
+        connection = await pool.get_connection()
+        try:
+            await connection.send_command(*command)
+            return await connection.read_response(disable_decoding=True)
+        except (ReadOnlyError, BusyLoadingError):
+            # It became a replica, or starts anew: the others of the pool lead to it too.
+            await connection.disconnect()
+            await pool.disconnect(inuse_connections=False)
+            raise
+        finally:
+            await pool.release(connection)
+
+    async def _facts(self) -> dict[str, str]:
+        facts: dict[str, str] = {}
+        for section in ("server", "memory"):
+            try:
+                async with asyncio.timeout(self.timeout_s):
+                    answer = await self._send("INFO", section, key=b"")
+            except NoPermissionError:
+                raise
+            except (*_DRIVER_ERRORS, TypeError) as error:
+                raise self.translated(error) from error
+            lines = (line.partition(":") for line in bytes(answer).decode(errors="replace").splitlines())
+            facts.update((name, value.strip()) for name, _, value in lines)
+        return facts
+
+    # -- below ---------------------------------------------------------------------------------------------------------
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "socket_timeout": None,
+            "socket_connect_timeout": self.timeout_s,
+            "retry": Retry(NoBackoff(), 0),
+            **self._options,
+        }
+
+    def _new_cluster(self) -> RedisCluster:
+        parts = urlsplit(self._url)
+        login, at, hosts = parts.netloc.rpartition("@")
+        first, *others = hosts.split(",")
+        nodes = [ClusterNode(host or "localhost", int(port or 6379)) for host, _, port in map(_split, others)]
+        return RedisCluster.from_url(
+            urlunsplit(parts._replace(netloc=login + at + first)),
+            startup_nodes=nodes,
+            max_connections=self._connections,
+            **self._settings(),
+        )
+
+    def translated(self, error: BaseException) -> StoreError:
+        """What the driver's *error* means to whoever called the store."""
+        name, said = self.name, _first_line(error)
+        if isinstance(error, TypeError):
+            return StoreError(f"{name}: the driver refuses one of the options {sorted(self._options)}: {said}")
+        if isinstance(error, AuthenticationError | AuthorizationError) or said.startswith(("WRONGPASS", "NOAUTH")):
+            return self._refused(f"{name} refuses this user or password ({said}): correct it in the URL")
+        if isinstance(error, NoPermissionError):
+            needs = "keys {namespace}*, channel {namespace}*, and the commands of the store's scripts"
+            return self._refused(f"{name} does not allow this user what the store needs ({said}): grant it {needs}")
+        if isinstance(error, BusyLoadingError):
+            return StoreUnavailable(f"{name} is starting and reads its data still: {said}")
+        if isinstance(error, ReadOnlyError):
+            return StoreUnavailable(f"{name} is a replica now and takes no writes: connections to it were given up ({said})")
+        if isinstance(error, OutOfMemoryError) or "OOM" in said[:40]:
+            return StoreUnavailable(f"{name} is out of memory and takes no writes ({said}): raise its maxmemory")
+        if isinstance(error, ClusterDownError | RedisClusterException):
+            return StoreUnavailable(f"the cluster of {name} is not whole at present: {said}")
+        if isinstance(error, RedisTimeoutError | TimeoutError):
+            return StoreUnavailable(f"{name} did not answer within {self.timeout_s:g} s: the outcome is unknown")
+        if isinstance(error, RedisConnectionError | OSError):
+            return StoreUnavailable(f"{name} cannot be reached, or has cut the connection: {said}")
+        if said.startswith(_PASSING):
+            return StoreUnavailable(f"{name} cannot do it at present: {said}")
+        if isinstance(error, ResponseError) and not self._is_ready:
+            return StoreError(f"{name} cannot be used as a store: {said}")
+        return StoreError(f"{name} refused the call: {said}")
+
+    def _refused(self, message: str) -> StoreError:
+        return StoreUnavailable(message) if self._is_ready else StoreError(message)
+
+
+#: The fault of the server: it may succeed when repeated, and must condemn no job.
+_PASSING = ("LOADING", "READONLY", "MASTERDOWN", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "UNKILLABLE")
+
+
+def _split(address: str) -> tuple[str, str, str]:
+    return address.rpartition(":") if ":" in address else (address, "", "")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def refuse(wrong: bool, message: str) -> None:
+    if wrong:
+        raise DefinitionError(message)

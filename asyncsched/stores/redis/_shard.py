@@ -1,0 +1,313 @@
+"""The jobs under one hash tag, which live on one server of a cluster: encodes calls for the scripts, and decodes their answers."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from asyncsched.contract import (
+    Claim,
+    Claimed,
+    Entry,
+    Filter,
+    Lease,
+    Record,
+    Settled,
+    Settlement,
+    Update,
+)
+from asyncsched.errors import StoreError, StoreUnavailable
+from asyncsched.stores.redis import _scripts as scripts
+from asyncsched.stores.redis._server import Server, logger
+
+__all__ = ["Hints", "Shard", "moment", "place_of"]
+
+_T = TypeVar("_T")
+
+#: How many items one script takes, so that it holds up the server for some milliseconds at the most; and how many bytes.
+_CLAIMS, _SETTLEMENTS, _ITEMS, _LOOKS = 250, 500, 500, 2000
+_BYTES = 4 << 20
+#: What the server takes as one argument, unless told otherwise.
+_MOST = 512 << 20
+#: Calls of the script in one prune of crowded jobs, each of which looks at so many jobs.
+_SWEEPS, _SWEPT_JOBS = 20, 500
+
+_Row = tuple[
+    str, str, str, int, str, float | None, str | None, bytes, bytes, int, int, str | None, int, int, int | None
+]
+_encode = msgspec.msgpack.Encoder().encode
+_rows = msgspec.msgpack.Decoder(list[_Row]).decode
+_claimed = msgspec.msgpack.Decoder(tuple[float, float | None, int, int, bool | None, list[_Row]]).decode
+_ids = msgspec.msgpack.Decoder(list[str]).decode
+_renewed = msgspec.msgpack.Decoder(tuple[float, list[int]]).decode
+_page = msgspec.msgpack.Decoder(tuple[bool, bytes, list[_Row]]).decode
+_entries = msgspec.msgpack.Decoder(tuple[bool, bytes, list[tuple[str, int, str, float, float, bytes]]]).decode
+_pruned = msgspec.msgpack.Decoder(tuple[int, bytes]).decode
+_acquired = msgspec.msgpack.Decoder(tuple[int, list[tuple[str, int, float]]]).decode
+_extended = msgspec.msgpack.Decoder(list[tuple[str, int, float]]).decode
+_opened = msgspec.msgpack.Decoder(tuple[int | None, str | None, int, int]).decode
+
+_ANSWERS: dict[int, Settled] = {
+    ord("d"): "done",
+    ord("a"): "already",
+    ord("s"): "stale",
+    ord("l"): "lost",
+    ord("g"): "gone",
+}
+_answer = _ANSWERS.__getitem__
+
+
+class Hints:
+    """Who is to hear of something that is due sooner: those here at once, those elsewhere by a channel."""
+
+    def __init__(self, channel: bytes, sender: bytes) -> None:
+        self.channel = channel
+        self.sender = sender
+        self.listeners: list[Callable[[float | None], None]] = []
+
+    def give(self, wake_at: float | None) -> None:
+        for listener in tuple(self.listeners):  # One of them may end itself.
+            listener(wake_at)
+
+    def read(self, answer: bytes) -> bytes:
+        """Give the hint that an answer begins with, if it is one; return the rest."""
+        (wake_at,) = _HINT(answer)
+        if wake_at < math.inf:
+            self.give(wake_at)
+        return answer[8:]
+
+
+_HINT = struct.Struct(">d").unpack_from
+
+
+class Shard:
+    """The jobs, the log and the fences under the hash tag *tag*."""
+
+    def __init__(self, server: Server, tag: str, hints: Hints, now: Callable[[], float | None]) -> None:
+        names = ("jobs", "lanes", "holds", "claims", "counts", "log", "times", "of_jobs", "meta", "leases")
+        keys = {name: f"{{{tag}}}:{name}".encode() for name in names}
+        self.keys = keys
+        self._records = tuple(keys[name] for name in names[:5])
+        self._all = tuple(keys[name] for name in names[:8])
+        self._with_meta = (*self._records, keys["meta"])
+        self._leases = (keys["leases"], keys["meta"])
+        self._server = server
+        self._tag = tag
+        self._hints = hints
+        self._now = now
+        #: The highest fence that this client has heard of, and the epoch: both are the server's to keep, and it may lose them.
+        self._seen = 0
+        self._epoch: int | None = None
+        #: Behind which job the next call of prune goes on.
+        self._swept = b""
+
+    async def open(self, create: bool, schema: int, layout: str) -> tuple[int | None, str | None]:
+        """Make the schema, if it is to be made; return the one that is there, and the layout."""
+        keys = (self.keys["meta"],)
+        answer = await self._server.run(scripts.OPEN, keys, _encode((create, schema, layout)))
+        found, its_layout, self._epoch, self._seen = _opened(answer)
+        return found, its_layout
+
+    # -- records -------------------------------------------------------------------------------------------------------
+
+    async def add(self, records: Sequence[Record]) -> set[str]:
+        taken: set[str] = set()
+        hints = self._hints
+        for argument, _ in _chunks((hints.channel, hints.sender), records, _ITEMS):
+            answer = await self._server.run(scripts.ADD, self._records, argument)
+            taken.update(_ids(hints.read(answer)))
+        return taken
+
+    async def get(self, ids: Sequence[str]) -> dict[str, Record]:
+        found: dict[str, Record] = {}
+        for at in range(0, len(ids), _ITEMS):
+            answer = await self._server.run(scripts.GET, self._records, _encode(ids[at : at + _ITEMS]))
+            found.update((row[0], Record(*row)) for row in _rows(answer))
+        return found
+
+    async def page(self, where: Filter, limit: int, after: Record | None) -> list[Record]:
+        found: dict[str, Record] = {}
+        behind = None if after is None else place_of(after)
+        is_done = limit <= 0
+        while not is_done:
+            filters = (where.queue, where.task, where.hold, where.id_prefix or None)
+            argument = _encode((*filters, limit - len(found), behind, _LOOKS, _BYTES))
+            is_done, behind, rows = _page(await self._server.run(scripts.PAGE, self._records, argument))
+            found.update((row[0], Record(*row)) for row in rows)
+        return list(found.values())
+
+    async def update(self, update: Update) -> Record | None:
+        hints = self._hints
+        argument = _checked(_encode((self._now(), hints.channel, hints.sender, update)), update.id)
+        answer = await self._server.run(scripts.UPDATE, self._records, argument)
+        return next((Record(*row) for row in _rows(hints.read(answer))), None)
+
+    async def remove(self, ids: Sequence[str]) -> set[str]:
+        found: set[str] = set()
+        for at in range(0, len(ids), _ITEMS):
+            answer = await self._server.run(scripts.REMOVE, self._records, _encode(ids[at : at + _ITEMS]))
+            found.update(_ids(answer))
+        return found
+
+    # -- claims --------------------------------------------------------------------------------------------------------
+
+    async def claim(
+        self, queues: Sequence[str], token: str, limit: int, lease_s: float, ahead_s: float
+    ) -> Claimed:
+        records: list[Record] = []
+        while True:
+            asked = min(limit - len(records), _CLAIMS)
+            epoch = self._epoch
+            argument = _encode(
+                (self._now(), token, asked, lease_s, ahead_s, _BYTES, bool(records), queues, self._seen, epoch)
+            )
+            answer = await self._server.run(scripts.CLAIM, self._with_meta, argument)
+            now, next_wake_at, self._epoch, self._seen, is_whole, rows = _claimed(answer)
+            if is_whole is None:
+                raise self._lost_writes(epoch)
+            records += [Record(*row) for row in rows]
+            if len(rows) < asked or len(records) >= limit or not is_whole:
+                return Claimed(records, next_wake_at, now)
+
+    def _lost_writes(self, before: int | None) -> StoreUnavailable:
+        """The server knows less than this client has heard from it: it was restored, emptied, or replaced by a replica that had
+        not received all. Said once, by each client."""
+        message = (
+            f"{self._server.name} has lost writes in {self._tag!r} that it had acknowledged (epoch {before} became "
+            f"{self._epoch}): jobs and ends of runs of its last moments may be missing, and some may run again; fences go on "
+            f"from {self._seen}"
+        )
+        logger.error("%s", message)
+        return StoreUnavailable(message)
+
+    async def renew(self, claims: Sequence[Claim], lease_s: float) -> tuple[list[int], float | None]:
+        """A version for each claim, or -1 where it is lost."""
+        versions: list[int] = []
+        now: float | None = None
+        for at in range(0, len(claims), _ITEMS) or (0,):
+            argument = _encode((self._now(), lease_s, claims[at : at + _ITEMS]))
+            now, answers = _renewed(await self._server.run(scripts.RENEW, self._records, argument))
+            versions += answers
+        return versions, now
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        answers: list[Settled] = []
+        hints = self._hints
+        head = (self._now(), hints.channel, hints.sender)
+        for argument, _ in _chunks(head, settlements, _SETTLEMENTS):
+            answer = await self._server.run(scripts.SETTLE, self._all, argument)
+            answers += map(_answer, hints.read(answer))
+        return answers
+
+    # -- named leases --------------------------------------------------------------------------------------------------
+
+    async def acquire(self, keys: Sequence[str], holder: str, lease_s: float) -> dict[str, Lease]:
+        argument = _encode((self._now(), lease_s, holder, keys, self._seen))
+        self._seen, rows = _acquired(await self._server.run(scripts.ACQUIRE, self._leases, argument))
+        return {key: Lease(key, holder, fence, until) for key, fence, until in rows}
+
+    async def extend(self, leases: Sequence[Lease], lease_s: float) -> dict[str, Lease]:
+        argument = _encode((self._now(), lease_s, leases))
+        ends = _extended(await self._server.run(scripts.EXTEND, self._leases, argument))
+        holders = {(lease.key, lease.fence): lease.holder for lease in leases}
+        return {key: Lease(key, holders[key, fence], fence, until) for key, fence, until in ends}
+
+    async def release(self, leases: Sequence[Lease]) -> None:
+        await self._server.run(scripts.RELEASE, self._leases, _encode(leases))
+
+    # -- the log -------------------------------------------------------------------------------------------------------
+
+    async def runs(
+        self, job_id: str | None, kinds: Sequence[str] | None, limit: int, before: Entry | None
+    ) -> list[Entry]:
+        found: list[Entry] = []
+        behind = None if before is None else _place_of_entry(before, job_id)
+        is_done = limit <= 0
+        while not is_done:
+            argument = _encode((job_id, kinds, limit - len(found), behind, _LOOKS, _BYTES))
+            is_done, behind, rows = _entries(await self._server.run(scripts.RUNS, self._all, argument))
+            found += (Entry(*row) for row in rows)
+        return found
+
+    async def prune(self, older_than_s: float | None, per_job: int | None, limit: int) -> int:
+        pruned = 0
+        while older_than_s is not None and pruned < limit:
+            asked = min(limit - pruned, _ITEMS)
+            went, _ = await self._prune(older_than_s, None, asked)
+            pruned += went
+            if went < asked:
+                break
+        for _ in range(_SWEEPS if per_job is not None else 0):
+            if pruned >= limit:
+                break
+            went, self._swept = await self._prune(None, per_job, min(limit - pruned, _ITEMS))
+            pruned += went
+            if not self._swept:
+                break
+        return pruned
+
+    async def _prune(self, older_s: float | None, per_job: int | None, limit: int) -> tuple[int, bytes]:
+        argument = _encode((self._now(), older_s, per_job, limit, self._swept, _SWEPT_JOBS))
+        return _pruned(await self._server.run(scripts.PRUNE, self._all, argument))
+
+
+# -- below -----------------------------------------------------------------------------------------------------------------
+
+
+def _chunks(head: tuple[Any, ...], items: Sequence[_T], most: int) -> Any:
+    """Arguments with *head* and so many items as are good for one script, each with those items; an item is never split."""
+    for at in range(0, len(items), most):
+        yield from _halved(head, items[at : at + most])
+
+
+def _halved(head: tuple[Any, ...], items: Sequence[_T]) -> Any:
+    argument = _encoded((*head, items))
+    if len(argument) <= _BYTES or len(items) == 1:
+        yield _checked(argument, getattr(items[0], "id", "")), items
+        return
+    half = len(items) // 2
+    yield from _halved(head, items[:half])
+    yield from _halved(head, items[half:])
+
+
+def _encoded(value: object) -> bytes:
+    try:
+        return _encode(value)
+    except (UnicodeEncodeError, OverflowError, TypeError, msgspec.MsgspecError) as error:
+        raise StoreError(f"this cannot be stored: {error}") from error
+
+
+def _checked(argument: bytes, id: str) -> bytes:
+    if len(argument) >= _MOST:
+        raise StoreError(f"{id!r} has {len(argument)} bytes: Redis takes no more than {_MOST} at once")
+    return argument
+
+
+def moment(at: float) -> bytes:
+    """An instant as the sorted sets have it: its bytes stand in the order of time."""
+    return struct.pack(">d", at if at > 0 else 0.0)
+
+
+def place_of(record: Record) -> bytes:
+    """Where a record stands in the order of pages."""
+    return moment(math.inf if record.wake_at is None else record.wake_at) + record.id.encode()
+
+
+def _place_of_entry(entry: Entry, job_id: str | None) -> bytes:
+    """Where an entry stands in the log of *job_id*, or in the whole."""
+    at, id = moment(entry.at), entry.job_id.encode()
+    rest = struct.pack(">d", entry.fence) + entry.kind.encode() + b"\0" + moment(entry.fire_at)
+    if job_id is None:
+        return at + id + b"\0" + rest
+    own = job_id.encode()
+    base = struct.pack(">H", len(own)) + own + at
+    if own == id:
+        return base + rest
+    return base + b"\xff" if own < id else base
+
+
+Answer = Literal["busy", "lost"]
