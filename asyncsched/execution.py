@@ -7,6 +7,7 @@ import contextvars
 import functools
 import importlib
 import logging
+import math
 import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ T = TypeVar("T")
 #: Why a run is being cancelled.
 Reason = Literal["timeout", "shutdown", "lost", "cancel", "overlap"]
 
+_FOREVER = math.inf
 _MAX_TRACEBACK = 16_000
 _MAX_ERROR = 2_000
 
@@ -97,6 +99,10 @@ class Owner(Protocol):
         """The run has ended: ``execution.end`` says how."""
         ...
 
+    def hand_back(self, execution: Execution) -> None:
+        """The run must not begin."""
+        ...
+
     def commit(self, execution: Execution, connection: object) -> AbstractAsyncContextManager[None]:
         """Settle the run as succeeded at the end of the block, in the user's transaction; raises LeaseLost."""
         ...
@@ -139,6 +145,12 @@ class Execution(msgspec.Struct, eq=False):
         _current.set(self)
         owner, task = self.owner, self.task
         host = owner.host
+        trusted_until = self.trusted_until
+        if trusted_until != _FOREVER and trusted_until <= host.clock.monotonic():
+            # This process stood still, and by now another one may be at it.
+            self._drop_timer()
+            owner.hand_back(self)
+            return
         self.started = owner.now()
         try:
             if task.lifespan is not None:

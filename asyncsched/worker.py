@@ -163,7 +163,7 @@ class Worker:
         await self._wait_until(lambda: not self._is_claiming, _LAST_CLAIM_S)
         for execution in list(self.held.values()):
             if execution.work is None and execution.end is None:
-                self._drop(execution)
+                self.hand_back(execution)
         if timeout_s > 0:
             await self._wait_until(self._is_idle, timeout_s, can_be_cut=True)
         for execution in self._running():
@@ -500,9 +500,12 @@ class Worker:
             self._confirming -= 1
             self._observe(execution.record.id)
 
-    def _drop(self, execution: Execution) -> None:
-        """Hand back what has not begun."""
-        del self.held[execution.record.id]
+    def hand_back(self, execution: Execution) -> None:
+        """As if it had not been claimed."""
+        self.held.pop(execution.record.id, None)
+        if execution.work is not None and self._bus.subscriptions:
+            # Its start has been told.
+            self._announcer.lost(execution)
         self._slots.give(execution.record.queue)
         self._close(self._ledger.of_hand_back(execution.record, execution.start.due))
 

@@ -125,3 +125,32 @@ async def test_a_blocked_instance_does_not_overwrite_what_another_did_meanwhile(
     assert [(run.outcome, run.result) for run in runs if run.outcome != "lost"] == [("succeeded", heir.name)]
     assert [event.job_id for event in lost] == ["job"]
     assert job.state == "scheduled"
+
+
+async def test_what_was_claimed_and_had_not_begun_when_the_loop_stood_still_begins_under_a_new_claim(
+    tmp_path: Path,
+) -> None:
+    """By the end of the standstill another instance may be at it, so it must be claimed again first."""
+    scheduler = Scheduler(f"sqlite:///{tmp_path}/jobs.db", lease=LEASE_S, poll_interval=0.1)
+    fences: dict[str, list[int]] = {"first": [], "second": []}
+
+    @scheduler.task(name="notes")
+    async def notes() -> None:
+        run = current_run()
+        fences[run.job_id].append(run.fence)
+        if run.job_id == "first":
+            time.sleep(2 * LEASE_S)  # noqa: ASYNC251 - this is the fault
+
+    await scheduler.start(paused=True)
+    await scheduler.add_job("notes", id="first", priority=9)
+    await scheduler.add_job("notes", id="second")
+    async with asyncio.timeout(30):
+        await scheduler.resume()
+        await eventually(lambda: bool(fences["second"]))
+        await scheduler.wait_job("second", timeout=20)
+        begun = {run.id for run in await scheduler.history.runs("second") if run.outcome == "succeeded"}
+        await scheduler.stop()
+    # Both were claimed in one go, each lane under a fence of its own; the second one's claim was handed back.
+    assert fences["second"][0] > fences["first"][0] + 1
+    assert begun == {f"second@{fences['second'][0]}"}
+    assert len(fences["second"]) == 1

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import random
-import struct
 from typing import Any
 
 from redis.exceptions import RedisClusterException, RedisError
@@ -27,6 +25,7 @@ class Listener:
     def __init__(self, server: Server, hints: Hints) -> None:
         self._server = server
         self._hints = hints
+        self._own = hints.sender.decode()
         #: How many connections it has made.
         self.connections = 0
 
@@ -71,9 +70,9 @@ class Listener:
             # Now, and whenever the driver has subscribed anew by itself: what was said before went unheard.
             self.connections += 1
             self._hints.give(None)
-        elif kind == "message" and isinstance(text, bytes) and len(text) == 16:
-            if text[:8] != self._hints.sender:
-                (wake_at,) = struct.unpack(">d", text[8:])
-                self._hints.give(wake_at if wake_at < math.inf else None)
         elif kind == "message":
-            self._hints.give(None)  # A client that decodes what it reads has spoilt it.
+            # A client that decodes what it reads gives text.
+            said = text.decode() if isinstance(text, bytes) else str(text)
+            sender, _, wake_at = said.partition(" ")
+            if sender != self._own:
+                self._hints.give(float(wake_at))

@@ -175,7 +175,7 @@ local function hint(channel, sender)
     end
   end
   if sooner < NEVER then
-    call('PUBLISH', channel, sender .. pack('>d', sooner))
+    call('PUBLISH', channel, sender .. ' ' .. string.format('%.17g', sooner))
   end
   return pack('>d', sooner)
 end
