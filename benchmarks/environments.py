@@ -13,8 +13,10 @@ __all__ = ["PEERS", "NotInstalled", "python_of"]
 #: What is installed for each peer. 4.0.0a6 imports sniffio and does not ask for it, and with later versions of anyio it is
 #: half as fast; it is shown at its best.
 PEERS = {
-    "apscheduler3": ("apscheduler>=3.11,<4", "sqlalchemy>=2"),
+    "apscheduler3": ("apscheduler>=3.11,<4", "sqlalchemy>=2", "redis[hiredis]", "psycopg2-binary"),
     "apscheduler4": ("apscheduler==4.0.0a6", "sqlalchemy[asyncio]>=2", "aiosqlite", "sniffio", "anyio<4.13"),
+    "pgqueuer": ("pgqueuer[asyncpg]==1.6.*", "uvloop"),
+    "taskiq": ("taskiq==0.13.*", "taskiq-redis", "redis[hiredis]"),
 }
 
 

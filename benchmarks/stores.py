@@ -24,6 +24,7 @@ from asyncsched import JobSpec, Scheduler, once, store_from_url
 from asyncsched.contract import Record, Settlement
 from benchmarks import raw
 from benchmarks.board import Board, until
+from benchmarks.environments import python_of
 from benchmarks.table import Line, table, verdict
 from tests.servers.running import SERVERS, url_given_for
 from tests.servers.server import Server
@@ -31,6 +32,10 @@ from tests.servers.server import Server
 __all__ = ["KINDS", "MEASURES", "measure_stores"]
 
 KINDS = ("redis", "postgres", "mariadb", "mysql")
+_FLEET = [sys.executable, "-m", "benchmarks.fleet"]
+#: The fastest peer on each server, at what it does; and who keeps recurring jobs there.
+_DRAINING_PEERS = {"postgres": "pgqueuer", "redis": "taskiq"}
+_RECURRING_PEERS = {"postgres": "apscheduler3", "redis": "apscheduler3"}
 _ROOT = Path(__file__).absolute().parent.parent
 
 
@@ -75,12 +80,16 @@ _TITLES = {
     "drain-2": "drained a second, 2 processes",
     "drain-4": "drained a second, 4 processes",
     "backlog": "drained a second from a backlog of 100,000, 1 process",
+    "peer-drain-1": "  the fastest peer (pgqueuer, taskiq), 1 process",
+    "peer-drain-2": "  the same, 2 processes",
     "raw": "the driver's own batched claim and delete, a second",
     "pickup-p50": "pickup of a job from another process p50, ms",
     "pickup-p99": "  p99, ms",
     "lag-p50": "10,000 jobs, each every 10 s: lag p50, ms",
     "lag-p99": "  p99, ms",
     "lag-cpu": "  share of a core",
+    "peer-lag-p99": "  APScheduler 3: p99, ms",
+    "peer-lag-cpu": "  APScheduler 3: share of a core",
     "idle-queries": "queries a second of an idle instance",
     "tick-small": "a tick with 1,000 stored jobs, us",
     "tick-large": "a tick with many stored jobs, us",
@@ -112,15 +121,14 @@ class Bench:
         return max(full // slower // (10 if self.quick else 1), 100)
 
     @asynccontextmanager
-    async def fleet(self, url: str, count: int) -> AsyncIterator[Board]:
-        """*count* worker processes that wait for go."""
+    async def fleet(self, url: str, count: int, peer: str = "") -> AsyncIterator[Board]:
+        """*count* worker processes of this project, or of a peer, that wait for go."""
+        command = [python_of(peer), "-m", f"benchmarks.peers.{peer}", "work"] if peer else _FLEET
         with tempfile.TemporaryDirectory(prefix="asyncsched-bench-") as folder:
             path = Path(folder) / "board"
             board = Board(path)
             workers = [
-                await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "benchmarks.fleet", url, str(path), str(row), cwd=_ROOT
-                )
+                await asyncio.create_subprocess_exec(*command, url, str(path), str(row), cwd=_ROOT)
                 for row in range(1, count + 1)
             ]
             try:
@@ -165,7 +173,12 @@ async def _drain(bench: Bench, processes: int, jobs: int) -> tuple[float, float]
     async with _client(url) as client:
         for start in range(0, jobs, 10_000):
             await client.add_jobs([JobSpec("job")] * min(10_000, jobs - start))
-    async with bench.fleet(url, processes) as board:
+    return await _drained(bench, url, processes, jobs)
+
+
+async def _drained(bench: Bench, url: str, processes: int, jobs: int, peer: str = "") -> tuple[float, float]:
+    """Jobs a second, until the last has started; and microseconds of the workers' CPU for each."""
+    async with bench.fleet(url, processes, peer) as board:
         cpu = board.cpu_s()
         began = time.time()
         board.go()
@@ -176,6 +189,33 @@ async def _drain(bench: Bench, processes: int, jobs: int) -> tuple[float, float]
         if count != jobs:
             raise AssertionError(f"{jobs} jobs were added, and {count} were started")
         return rate, (board.cpu_s() - cpu) / jobs * 1e6
+
+
+async def peers(bench: Bench) -> Figures:
+    """Each on a server of its own, since one of them empties the database."""
+    figures: Figures = {}
+    draining_peer = _DRAINING_PEERS.get(bench.kind)
+    for processes in (1, 2) if draining_peer else ():
+        jobs = bench.size(20_000 if draining_peer == "pgqueuer" else 8_000)
+        with _server(bench.kind) as url:
+            fill = [
+                python_of(draining_peer),
+                "-m",
+                f"benchmarks.peers.{draining_peer}",
+                "fill",
+                url,
+                str(jobs),
+            ]
+            await asyncio.to_thread(subprocess.run, fill, cwd=_ROOT, check=True, capture_output=True)
+            rate, _ = await _drained(bench, url, processes, jobs, draining_peer)
+        figures[f"peer-drain-{processes}"] = rate
+    if bench.kind in _RECURRING_PEERS:
+        with _server(bench.kind) as url:
+            jobs = 1_000 if bench.quick else 10_000
+            lag = _apart("recurring", _RECURRING_PEERS[bench.kind], jobs=jobs, window_s=5.0, url=url)
+        if lag["is_held"]:
+            figures |= {"peer-lag-p99": lag["p99_ms"], "peer-lag-cpu": lag["cpu_share"]}
+    return figures
 
 
 async def pickup(bench: Bench) -> Figures:
@@ -194,25 +234,31 @@ async def pickup(bench: Bench) -> Figures:
 
 
 async def recurring(bench: Bench) -> Figures:
-    lag = _apart(bench, "recurring", jobs=10_000, window_s=3.0 if bench.quick else 10.0)
+    lag = _apart(
+        "recurring", store=bench.url(), history=True, jobs=10_000, window_s=3.0 if bench.quick else 10.0
+    )
     figures = (
         {"lag-p50": lag["p50_ms"], "lag-p99": lag["p99_ms"], "lag-cpu": lag["cpu_share"]}
         if lag["is_held"]
         else {}
     )
     for rate in () if bench.quick else _SUSTAINED[bench.kind]:
-        found = _apart(bench, "recurring", jobs=rate * 10, window_s=8.0)
+        found = _apart("recurring", store=bench.url(), history=True, jobs=rate * 10, window_s=8.0)
         figures[f"held-{rate}"] = found["starts_per_s"]
         if found["is_held"]:
             figures[f"held-{rate}-p99"] = found["p99_ms"]
     return figures
 
 
-def _apart(bench: Bench, measure: str, **keywords: Any) -> dict[str, Any]:
-    """One of asyncsched's own measurements, in a process of its own."""
-    given = json.dumps({**keywords, "store": bench.url(), "history": True})
+def _apart(measure: str, peer: str = "", **keywords: Any) -> dict[str, Any]:
+    """One of asyncsched's own measurements, or of a peer's, in a process of its own."""
+    place = (
+        [python_of(peer), "-m", f"benchmarks.peers.{peer}"]
+        if peer
+        else [sys.executable, "-m", "benchmarks.own"]
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.own", measure, given],
+        [*place, measure, json.dumps(keywords)],
         cwd=_ROOT,
         capture_output=True,
         text=True,
@@ -304,6 +350,7 @@ MEASURES: Mapping[str, Callable[[Bench], Awaitable[Figures]]] = {
     "recurring": recurring,
     "idle": idle,
     "ticks": ticks,
+    "peers": peers,
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -27,6 +28,17 @@ def _paused(store: Any = None) -> AsyncIOScheduler:
     )
     scheduler.start(paused=True)
     return scheduler
+
+
+def _store_at(url: str) -> Any:
+    parts = urlsplit(url)
+    if parts.scheme == "redis":
+        from apscheduler.jobstores.redis import RedisJobStore
+
+        return RedisJobStore(host=parts.hostname, port=parts.port)
+    from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+
+    return SQLAlchemyJobStore(parts._replace(scheme="postgresql+psycopg2").geturl())
 
 
 async def drain(jobs: int, store: str = "memory") -> Figures:
@@ -49,9 +61,10 @@ async def drain(jobs: int, store: str = "memory") -> Figures:
         return figures
 
 
-async def recurring(jobs: int, window_s: float) -> Figures:
-    scheduler = _paused()
-    grid = Grid(jobs, adds_per_s=8_000)
+async def recurring(jobs: int, window_s: float, url: str = "") -> Figures:
+    """With *url* in the store of that server, which takes far longer to fill."""
+    scheduler = _paused(_store_at(url) if url else None)
+    grid = Grid(jobs, adds_per_s=700 if url else 8_000)
     for i in range(jobs):
         scheduler.add_job(meter.noted_job, _trigger(grid.phase(i), PERIOD_S))
     scheduler.resume()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from asyncsched import Job, Scheduler, cron, current_run, every, manual, once
-from asyncsched.stores.sqlite import SQLiteStore
+from asyncsched.stores import store_from_url
 from tests.support.processes import client, workers
 from tests.support.waiting import eventually
 
@@ -21,24 +20,18 @@ LEASE_S = 2.0
 RECOVERED_WITHIN_S = 1.0
 
 
-@pytest.fixture(autouse=True)
-def needs_sqlite(stores: Sequence[str]) -> None:
-    if "sqlite" not in stores:
-        pytest.skip("sqlite was left out by --stores")
-
-
 async def test_a_job_whose_process_is_killed_in_mid_run_begins_again_within_one_second_of_its_lease_s_end(
-    tmp_path: Path,
+    tmp_path: Path, url: str
 ) -> None:
-    with workers(tmp_path) as cluster:
-        async with client(cluster.url) as scheduler:
+    with workers(tmp_path, url) as cluster:
+        async with client(url) as scheduler:
             victim = await cluster.start_ready("--lease", str(LEASE_S))
             await scheduler.add_job("work", id="long", args=[60.0])
             await eventually(lambda: victim.wrote("begun", "long"))
             await asyncio.sleep(LEASE_S)  # By now the first lease is over: it is a renewed one that ends.
             heir = await cluster.start_ready("--lease", str(LEASE_S))
             victim.kill()
-            lease_end = await wake_at_of(tmp_path, "long")
+            lease_end = await wake_at_of(url, "long")
             assert (await scheduler.get_job("long")).state == "running"
             await eventually(lambda: heir.wrote("begun", "long"))
             [begun] = [line for line in heir.lines if line.event == "begun"]
@@ -47,11 +40,13 @@ async def test_a_job_whose_process_is_killed_in_mid_run_begins_again_within_one_
             assert begun.fence > run.fence
 
 
-async def test_jobs_that_a_process_had_claimed_and_not_begun_are_run_by_another(tmp_path: Path) -> None:
+async def test_jobs_that_a_process_had_claimed_and_not_begun_are_run_by_another(
+    tmp_path: Path, url: str
+) -> None:
     """Claim and start are one write: a process that dies between the two loses nothing."""
-    store = SQLiteStore(tmp_path / "jobs.db")
-    with workers(tmp_path) as cluster:
-        async with client(cluster.url) as scheduler:
+    store = store_from_url(url)
+    with workers(tmp_path, url) as cluster:
+        async with client(url) as scheduler:
             for number in range(20):
                 await scheduler.add_job("work", id=f"job-{number}", args=[0.0])
             await store.open()
@@ -65,8 +60,7 @@ async def test_jobs_that_a_process_had_claimed_and_not_begun_are_run_by_another(
     assert sorted(run.outcome or "" for run in runs) == ["lost"] * 20 + ["succeeded"] * 20
 
 
-async def test_a_restart_keeps_every_schedule_as_it_was(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/jobs.db"
+async def test_a_restart_keeps_every_schedule_as_it_was(url: str) -> None:
     in_a_day = datetime.now(UTC) + timedelta(days=1)
     async with client(url) as scheduler:
         await scheduler.add_job(
@@ -85,9 +79,9 @@ async def test_a_restart_keeps_every_schedule_as_it_was(tmp_path: Path) -> None:
     assert after == before
 
 
-async def test_a_killed_process_keeps_every_schedule_as_it_was(tmp_path: Path) -> None:
-    with workers(tmp_path) as cluster:
-        async with client(cluster.url) as scheduler:
+async def test_a_killed_process_keeps_every_schedule_as_it_was(tmp_path: Path, url: str) -> None:
+    with workers(tmp_path, url) as cluster:
+        async with client(url) as scheduler:
             await scheduler.add_job("work", every(3600), id="hourly", args=[0.0])
             await scheduler.add_job("work", every(3600), id="twin", args=[0.0], run_immediately=True)
             worker = await cluster.start_ready("--lease", str(LEASE_S))
@@ -96,7 +90,7 @@ async def test_a_killed_process_keeps_every_schedule_as_it_was(tmp_path: Path) -
             await settled(scheduler, "hourly", "twin")
             before = await scheduler.get_jobs()
             worker.kill()
-        async with client(cluster.url) as scheduler:
+        async with client(url) as scheduler:
             after = await scheduler.get_jobs()
     assert [job.last_success is not None for job in before] == [True, True]
     assert after == before
@@ -107,9 +101,8 @@ async def settled(scheduler: Scheduler, *ids: str) -> None:
     assert all(isinstance(job, Job) for job in jobs)
 
 
-async def test_what_came_due_while_nobody_ran_runs_once_at_the_start(tmp_path: Path) -> None:
+async def test_what_came_due_while_nobody_ran_runs_once_at_the_start(url: str) -> None:
     ran: list[str] = []
-    url = f"sqlite:///{tmp_path}/jobs.db"
     async with client(url) as scheduler:
         await scheduler.add_job("work", once(delay=0.2), id="one", args=[0.0])
         await scheduler.add_job("work", every(0.1), id="many", args=[0.0])
@@ -129,10 +122,7 @@ async def test_what_came_due_while_nobody_ran_runs_once_at_the_start(tmp_path: P
     assert decisions[-1].count >= 3
 
 
-async def test_a_schedule_that_was_changed_in_the_code_replaces_the_one_that_is_stored(
-    tmp_path: Path,
-) -> None:
-    url = f"sqlite:///{tmp_path}/jobs.db"
+async def test_a_schedule_that_was_changed_in_the_code_replaces_the_one_that_is_stored(url: str) -> None:
     async with declaring(url, hours=1) as scheduler:
         first = await scheduler.get_job("report")
     async with declaring(url, hours=2) as scheduler:
@@ -143,8 +133,7 @@ async def test_a_schedule_that_was_changed_in_the_code_replaces_the_one_that_is_
     assert job.next_fire_time > first.next_fire_time + timedelta(minutes=30)
 
 
-async def test_a_schedule_that_is_unchanged_in_the_code_keeps_its_progress(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/jobs.db"
+async def test_a_schedule_that_is_unchanged_in_the_code_keeps_its_progress(url: str) -> None:
     async with declaring(url, hours=1) as scheduler:
         await scheduler.run_job("report")
         await scheduler.wait_job("report", timeout=20)
@@ -164,9 +153,9 @@ def declaring(url: str, *, hours: int) -> Scheduler:
     return scheduler
 
 
-async def wake_at_of(folder: Path, job_id: str) -> float:
+async def wake_at_of(url: str, job_id: str) -> float:
     """The end of the lease, read from the record."""
-    store = SQLiteStore(folder / "jobs.db")
+    store = store_from_url(url)
     await store.open()
     try:
         record = (await store.get([job_id]))[job_id]

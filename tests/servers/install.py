@@ -45,19 +45,21 @@ def _kinds(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-#: By kind: what runs the server itself. MySQL is not in Debian; ``tests.servers.mysql`` makes it, with debootstrap.
+#: By kind: what runs the server itself.
 PROGRAMS: Mapping[str, Need] = {
     "redis": Need("redis-server", "redis-server", _kinds("redis")),
     "postgres": Need("postgres", "postgresql", _kinds("postgres"), POSTGRES_PLACES),
     "mariadb": Need("mariadbd", "mariadb-server", _kinds("mariadb"), ("/usr/sbin",)),
-    "mysql": Need("mysqld", "debootstrap", _kinds("mysql")),
+    "mysql": Need("mysqld", "mysql-server", _kinds("mysql")),
 }
+#: MySQL is not in Debian: ``tests.servers.mysql`` makes it, with this.
+MAKER = Need("debootstrap", "debootstrap", _kinds("mysql"), ("/usr/sbin",))
 #: And what some tests need beside it.
 TOOLS = (
     Need("pgbouncer", "pgbouncer", _kinds("postgres"), ("/usr/sbin",)),
     Need(LIBRARY, "libfaketime", frozenset(SERVERS), LIBRARY_PLACES),
 )
-NEEDS = (*PROGRAMS.values(), *TOOLS)
+NEEDS = (*PROGRAMS.values(), MAKER, *TOOLS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +95,12 @@ def plan(facts: Facts) -> Plan:
     kinds = [kind for kind in SERVERS if kind in facts.stores - facts.given]
     without = tuple(kind for kind in kinds if PROGRAMS[kind].name not in facts.found)
     if facts.has_apt:
-        wanted = [need for need in NEEDS if need.kinds & set(kinds) and need.name not in facts.found]
-        packages = dict.fromkeys(need.package for need in wanted)
-        return Plan(packages=tuple(packages), makes_mysql="mysql" in without)
+        makes_mysql = "mysql" in without
+        wanted = [PROGRAMS[kind] for kind in without if kind != "mysql"]
+        wanted += [MAKER] if makes_mysql else []
+        wanted += [tool for tool in TOOLS if tool.kinds & set(kinds)]
+        packages = tuple(need.package for need in wanted if need.name not in facts.found)
+        return Plan(packages=packages, makes_mysql=makes_mysql)
     if facts.has_docker:
         return Plan(contained=without)
     return Plan(missing=without)
@@ -141,7 +146,10 @@ def carry_out(plan: Plan) -> dict[str, str]:
         with _without_autostart():
             _install(plan.packages)
     if plan.makes_mysql:
-        _run_or_exit(sys.executable, "-m", "tests.servers.mysql")
+        # It takes a minute, and tells what it does.
+        made = subprocess.run([sys.executable, "-m", "tests.servers.mysql"], check=False)
+        if made.returncode:
+            sys.exit(made.returncode)
     if plan.contained:
         return _urls_from_docker(plan.contained)
     return {}

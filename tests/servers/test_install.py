@@ -55,6 +55,11 @@ def test_stores_without_a_server_need_nothing(has_apt: bool, has_docker: bool) -
     assert plan(facts(stores, has_apt=has_apt, has_docker=has_docker)) == Plan()
 
 
+def test_mysql_is_made_from_what_is_there() -> None:
+    made = plan(facts(frozenset({"mysql"}), found=frozenset({"debootstrap", install.LIBRARY})))
+    assert made == Plan(makes_mysql=True)
+
+
 @pytest.mark.parametrize("has_apt", [True, False])
 @pytest.mark.parametrize("has_docker", [True, False])
 def test_what_is_there_is_not_installed_again(has_apt: bool, has_docker: bool) -> None:

@@ -120,7 +120,7 @@ class RedisStore:
         self._server = Server(
             address, client, is_cluster=is_cluster, timeout_s=timeout, connections=max_connections, options=options
         )
-        self._hints = Hints(f"{{{namespace}}}:hints".encode(), secrets.token_hex(8).encode())
+        self._hints = Hints(f"{{{namespace}}}:hints", secrets.token_hex(8))
         self._given_now: Callable[[], float] | None = None
         self._base = Shard(self._server, namespace, self._hints, self._time)
         self._spread = Spread(self._server, namespace, self._hints, self._time, self._base) if spread else None

@@ -25,7 +25,7 @@ class Listener:
     def __init__(self, server: Server, hints: Hints) -> None:
         self._server = server
         self._hints = hints
-        self._own = hints.sender.decode()
+        self._own = hints.sender
         #: How many connections it has made.
         self.connections = 0
 

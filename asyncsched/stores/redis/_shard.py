@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -25,8 +24,6 @@ from asyncsched.stores.redis import _scripts as scripts
 from asyncsched.stores.redis._server import Server, logger
 
 __all__ = ["Hints", "Shard", "moment", "place_of"]
-
-_T = TypeVar("_T")
 
 #: How many items one script takes, so that it holds up the server for some milliseconds at the most; and how many bytes.
 _CLAIMS, _SETTLEMENTS, _ITEMS, _LOOKS = 250, 500, 500, 2000
@@ -64,7 +61,7 @@ _answer = _ANSWERS.__getitem__
 class Hints:
     """Who is to hear of something that is due sooner: those here at once, those elsewhere by a channel."""
 
-    def __init__(self, channel: bytes, sender: bytes) -> None:
+    def __init__(self, channel: str, sender: str) -> None:
         self.channel = channel
         self.sender = sender
         self.listeners: list[Callable[[float | None], None]] = []
@@ -82,6 +79,36 @@ class Hints:
 
 
 _HINT = struct.Struct(">d").unpack_from
+
+
+def _raw(blob: bytes) -> msgspec.Raw:
+    """Bytes as msgpack's text, which is the only kind of string that the server's decoder knows."""
+    size = len(blob)
+    if size < 256:
+        return msgspec.Raw(b"\xd9" + size.to_bytes(1, "big") + blob)
+    if size < 65536:
+        return msgspec.Raw(b"\xda" + size.to_bytes(2, "big") + blob)
+    return msgspec.Raw(b"\xdb" + size.to_bytes(4, "big") + blob)
+
+
+def _of_record(r: Record) -> tuple[object, ...]:
+    return (
+        r.id, r.birth, r.queue, r.priority, r.task, r.wake_at, r.hold, _raw(r.body), _raw(r.cursor),
+        r.version, r.fence, r.holder, r.settled, r.tries, r.prior,
+    )  # fmt: skip
+
+
+def _of_settlement(s: Settlement) -> tuple[object, ...]:
+    entries = [(e.job_id, e.fence, e.kind, e.fire_at, e.at, _raw(e.body)) for e in s.entries]
+    spawn = [_of_record(r) for r in s.spawn] if s.spawn else ()
+    return (
+        s.id, s.fence, s.holder, s.version, _raw(s.cursor), s.wake_at, s.hold, s.delete, s.hand_back,
+        entries, spawn, s.unpark,
+    )  # fmt: skip
+
+
+def _of_update(u: Update) -> tuple[object, ...]:
+    return (u.id, u.version, _raw(u.body), u.queue, u.priority, u.wake_at, u.hold, u.revoke, u.task)
 
 
 class Shard:
@@ -117,7 +144,7 @@ class Shard:
     async def add(self, records: Sequence[Record]) -> set[str]:
         taken: set[str] = set()
         hints = self._hints
-        for argument, _ in _chunks((hints.channel, hints.sender), records, _ITEMS):
+        for argument in _chunks((hints.channel, hints.sender), list(map(_of_record, records)), _ITEMS):
             answer = await self._server.run(scripts.ADD, self._records, argument)
             taken.update(_ids(hints.read(answer)))
         return taken
@@ -135,14 +162,14 @@ class Shard:
         is_done = limit <= 0
         while not is_done:
             filters = (where.queue, where.task, where.hold, where.id_prefix or None)
-            argument = _encode((*filters, limit - len(found), behind, _LOOKS, _BYTES))
+            argument = _encode((*filters, limit - len(found), behind and _raw(behind), _LOOKS, _BYTES))
             is_done, behind, rows = _page(await self._server.run(scripts.PAGE, self._records, argument))
             found.update((row[0], Record(*row)) for row in rows)
         return list(found.values())
 
     async def update(self, update: Update) -> Record | None:
         hints = self._hints
-        argument = _checked(_encode((self._now(), hints.channel, hints.sender, update)), update.id)
+        argument = _checked(_encoded((self._now(), hints.channel, hints.sender, _of_update(update))), update.id)
         answer = await self._server.run(scripts.UPDATE, self._records, argument)
         return next((Record(*row) for row in _rows(hints.read(answer))), None)
 
@@ -198,7 +225,7 @@ class Shard:
         answers: list[Settled] = []
         hints = self._hints
         head = (self._now(), hints.channel, hints.sender)
-        for argument, _ in _chunks(head, settlements, _SETTLEMENTS):
+        for argument in _chunks(head, list(map(_of_settlement, settlements)), _SETTLEMENTS):
             answer = await self._server.run(scripts.SETTLE, self._all, argument)
             answers += map(_answer, hints.read(answer))
         return answers
@@ -228,7 +255,7 @@ class Shard:
         behind = None if before is None else _place_of_entry(before, job_id)
         is_done = limit <= 0
         while not is_done:
-            argument = _encode((job_id, kinds, limit - len(found), behind, _LOOKS, _BYTES))
+            argument = _encode((job_id, kinds, limit - len(found), behind and _raw(behind), _LOOKS, _BYTES))
             is_done, behind, rows = _entries(await self._server.run(scripts.RUNS, self._all, argument))
             found += (Entry(*row) for row in rows)
         return found
@@ -251,23 +278,23 @@ class Shard:
         return pruned
 
     async def _prune(self, older_s: float | None, per_job: int | None, limit: int) -> tuple[int, bytes]:
-        argument = _encode((self._now(), older_s, per_job, limit, self._swept, _SWEPT_JOBS))
+        argument = _encode((self._now(), older_s, per_job, limit, _raw(self._swept), _SWEPT_JOBS))
         return _pruned(await self._server.run(scripts.PRUNE, self._all, argument))
 
 
 # -- below -----------------------------------------------------------------------------------------------------------------
 
 
-def _chunks(head: tuple[Any, ...], items: Sequence[_T], most: int) -> Any:
-    """Arguments with *head* and so many items as are good for one script, each with those items; an item is never split."""
+def _chunks(head: tuple[object, ...], items: Sequence[tuple[object, ...]], most: int) -> Iterator[bytes]:
+    """Arguments with *head* and as many items as are good for one script; an item is never split."""
     for at in range(0, len(items), most):
         yield from _halved(head, items[at : at + most])
 
 
-def _halved(head: tuple[Any, ...], items: Sequence[_T]) -> Any:
+def _halved(head: tuple[object, ...], items: Sequence[tuple[object, ...]]) -> Iterator[bytes]:
     argument = _encoded((*head, items))
     if len(argument) <= _BYTES or len(items) == 1:
-        yield _checked(argument, getattr(items[0], "id", "")), items
+        yield _checked(argument, items[0][0])
         return
     half = len(items) // 2
     yield from _halved(head, items[:half])
@@ -281,7 +308,7 @@ def _encoded(value: object) -> bytes:
         raise StoreError(f"this cannot be stored: {error}") from error
 
 
-def _checked(argument: bytes, id: str) -> bytes:
+def _checked(argument: bytes, id: object) -> bytes:
     if len(argument) >= _MOST:
         raise StoreError(f"{id!r} has {len(argument)} bytes: Redis takes no more than {_MOST} at once")
     return argument
@@ -309,5 +336,3 @@ def _place_of_entry(entry: Entry, job_id: str | None) -> bytes:
         return base + rest
     return base + b"\xff" if own < id else base
 
-
-Answer = Literal["busy", "lost"]

@@ -1,7 +1,7 @@
 -- ARGV: {now, lease, holder, keys, seen}. Answers {the last fence, {{key, fence, end}, ..}}.
 
 local given, lease, holder, keys, seen = unpack(cmsgpack.unpack(ARGV[1]), 1, 5)
-local now = clock(given or nil)
+local now = clock(given)
 local rows = {}
 local last = tonumber(call('HGET', meta, 'fence') or 0)
 if last < seen then

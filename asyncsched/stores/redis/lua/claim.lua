@@ -3,7 +3,6 @@
 
 local given, token, limit, lease, ahead, room, is_more, queues, seen, epoch = unpack(cmsgpack.unpack(ARGV[1]), 1, 10)
 local meta = KEYS[6]
-given = given or nil
 local now = clock(given)
 local horizon, till = now + ahead, now + lease
 

@@ -1,7 +1,7 @@
 -- ARGV: {now, lease, {{key, holder, fence, end}, ..}}. Answers {{key, fence, end}, ..} of those that are held still.
 
 local given, lease, held = unpack(cmsgpack.unpack(ARGV[1]), 1, 3)
-local till = clock(given or nil) + lease
+local till = clock(given) + lease
 local rows = {}
 for _, claim in ipairs(held) do
   local fence, there, holder = find(claim[1])

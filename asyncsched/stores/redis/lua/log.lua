@@ -6,14 +6,16 @@
 local log, times, of_jobs = KEYS[6], KEYS[7], KEYS[8]
 local fresh, bodies, order = {}, {}, {}
 
+-- Take entries in hand: arrays of job, fence, kind, fire time, time, body.
 local function note(entries)
   for _, entry in ipairs(entries) do
-    local rest = pack('>d', entry.fence) .. entry.kind .. '\0' .. moment(entry.fire_at)
-    local key = entry.job_id .. '\0' .. rest
+    local job = entry[1]
+    local rest = pack('>d', entry[2]) .. entry[3] .. '\0' .. moment(entry[4])
+    local key = job .. '\0' .. rest
     if not fresh[key] then
-      local at = moment(entry.at)
-      fresh[key] = { at .. key, measured(entry.job_id) .. at .. rest }
-      bodies[key] = entry.body
+      local at = moment(entry[5])
+      fresh[key] = { at .. key, measured(job) .. at .. rest }
+      bodies[key] = entry[6]
       order[#order + 1] = key
     end
   end

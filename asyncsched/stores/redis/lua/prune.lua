@@ -13,7 +13,7 @@ end
 
 if older then
   local by_job, keys = {}, {}
-  local old = call('ZRANGEBYLEX', times, '-', '(' .. moment(clock(given or nil) - older), 'LIMIT', 0, limit)
+  local old = call('ZRANGEBYLEX', times, '-', '(' .. moment(clock(given) - older), 'LIMIT', 0, limit)
   for i, place in ipairs(old) do
     local zero = string.find(place, '\0', 9, true)
     keys[i] = sub(place, 9)

@@ -95,19 +95,21 @@ local function forget_holder(r)
   end
 end
 
--- Put in a record of the contract, if its id is free; say whether the id belongs to another birth.
+-- Put in a record, if its id is free; say whether the id belongs to another birth. It comes as an array: id, birth, queue,
+-- priority, task, wake_at, hold, body, cursor, version, fence, holder, settled, tries, prior.
 local function insert(given)
-  local there = kept[given.id]
+  local id = given[1]
+  local there = kept[id]
   if there then
-    local own = cmsgpack.pack(given.id, given.birth)
+    local own = cmsgpack.pack(id, given[2])
     return sub(there.identity, 1, #own) ~= own
   end
-  change(given.id)
-  kept[given.id] = {
-    id = given.id, wake = given.wake_at or NEVER, fence = given.fence, settled = given.settled, prior = given.prior or 0,
-    version = given.version, tries = given.tries, lane = lane_of(given.queue, given.priority),
-    identity = cmsgpack.pack(given.id, given.birth, given.queue, given.priority, given.task), hold = given.hold or '',
-    body = binary(given.body), cursor = binary(given.cursor), holder = given.holder or '',
+  change(id)
+  kept[id] = {
+    id = id, wake = given[6] or NEVER, fence = given[11], settled = given[13], prior = given[15] or 0,
+    version = given[10], tries = given[14], lane = lane_of(given[3], given[4]),
+    identity = cmsgpack.pack(id, given[2], given[3], given[4], given[5]), hold = given[7] or '',
+    body = binary(given[8]), cursor = binary(given[9]), holder = given[12] or '',
   }
   return false
 end

@@ -1,7 +1,7 @@
 -- ARGV: {now, lease, {{id, fence, holder}, ..}}. Answers {now, a version or -1 for each}.
 
-local given, lease, asked = unpack(cmsgpack.unpack(ARGV[1]))
-local now = clock(given or nil)
+local given, lease, asked = unpack(cmsgpack.unpack(ARGV[1]), 1, 3)
+local now = clock(given)
 local ids, answers = {}, {}
 for i, claim in ipairs(asked) do ids[i] = claim[1] end
 load(ids)

@@ -1,7 +1,9 @@
--- ARGV: {now, channel, sender, settlements}. Answers the hint, and a letter for each settlement.
+-- ARGV: {now, channel, sender, settlements}. Answers the hint, and a letter for each settlement. A settlement is an array.
 
-local given, channel, sender, settlements = unpack(cmsgpack.unpack(ARGV[1]))
-local now = clock(given or nil)
+local ID, FENCE, HOLDER, VERSION, CURSOR, WAKE_AT, HOLD, DELETE, HAND_BACK, ENTRIES, SPAWN, UNPARK = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
+
+local given, channel, sender, settlements = unpack(cmsgpack.unpack(ARGV[1]), 1, 4)
+local now = clock(given)
 
 local function unpark(hold, limit)
   flush()
@@ -26,42 +28,42 @@ local function unpark(hold, limit)
 end
 
 local function apply(s, r)
-  local is_stale = r.version ~= s.version
+  local is_stale = r.version ~= s[VERSION]
   change(r.id)
   forget_holder(r)
-  if s.delete and not is_stale then
+  if s[DELETE] and not is_stale then
     kept[r.id] = false
   else
-    if s.hand_back then
+    if s[HAND_BACK] then
       r.tries = math.max(r.tries - 1, 0)
     else
-      r.cursor, r.settled, r.tries = binary(s.cursor), r.fence, 0
-      if not is_stale then r.hold = s.hold or '' end
+      r.cursor, r.settled, r.tries = binary(s[CURSOR]), r.fence, 0
+      if not is_stale then r.hold = s[HOLD] or '' end
     end
     r.prior = 0
-    r.wake = is_stale and now or s.wake_at or NEVER
+    r.wake = is_stale and now or s[WAKE_AT] or NEVER
   end
-  for _, record in ipairs(s.spawn) do insert(record) end
-  if s.unpark then unpark(s.unpark[1], s.unpark[2]) end
+  for _, record in ipairs(s[SPAWN]) do insert(record) end
+  if s[UNPARK] then unpark(s[UNPARK][1], s[UNPARK][2]) end
   return is_stale and 's' or 'd'
 end
 
 local ids, answers = {}, {}
 for i, s in ipairs(settlements) do
-  ids[#ids + 1] = s.id
-  for _, record in ipairs(s.spawn) do ids[#ids + 1] = record.id end
+  ids[#ids + 1] = s[ID]
+  for _, record in ipairs(s[SPAWN]) do ids[#ids + 1] = record[1] end
 end
 load(ids)
 for i, s in ipairs(settlements) do
-  local r = kept[s.id]
+  local r = kept[s[ID]]
   if not r then
     answers[i] = 'g'
-    note(s.entries)
-  elseif r.fence ~= s.fence or r.holder ~= s.holder then
-    answers[i] = r.settled == s.fence and 'a' or 'l'
+    note(s[ENTRIES])
+  elseif r.fence ~= s[FENCE] or r.holder ~= s[HOLDER] then
+    answers[i] = r.settled == s[FENCE] and 'a' or 'l'
   else
     answers[i] = apply(s, r)
-    note(s.entries)
+    note(s[ENTRIES])
   end
 end
 flush()

@@ -1,21 +1,21 @@
--- ARGV: {now, channel, sender, update}. Answers the hint, and the record, if the version matched.
+-- ARGV: {now, channel, sender, {id, version, body, queue, priority, wake_at, hold, revoke, task}}. Answers the hint, and the record, if the version matched.
 
-local a = cmsgpack.unpack(ARGV[1])
-local given = a[4]
-load({ given.id })
-local r = kept[given.id]
-if not r or r.version ~= given.version then return pack('>d', NEVER) .. rows_of({}) end
-change(r.id)
-local id, birth, _, _, task = cmsgpack.unpack(r.identity)
-r.identity = cmsgpack.pack(id, birth, given.queue, given.priority, given.task or task)
-r.lane = lane_of(given.queue, given.priority)
-r.body = binary(given.body)
+local given, channel, sender, update = unpack(cmsgpack.unpack(ARGV[1]), 1, 4)
+local id, version, body, queue, priority, wake_at, hold, revoke, task = unpack(update, 1, 9)
+load({ id })
+local r = kept[id]
+if not r or r.version ~= version then return pack('>d', NEVER) .. rows_of({}) end
+change(id)
+local _, birth, _, _, its_task = cmsgpack.unpack(r.identity)
+r.identity = cmsgpack.pack(id, birth, queue, priority, task or its_task)
+r.lane = lane_of(queue, priority)
+r.body = binary(body)
 r.version = r.version + 1
-if r.holder == '' or given.revoke then
-  r.hold = given.hold or ''
-  r.wake = given.revoke and clock(a[1] or nil) or given.wake_at or NEVER
+if r.holder == '' or revoke then
+  r.hold = hold or ''
+  r.wake = revoke and clock(given) or wake_at or NEVER
   r.prior = 0
   forget_holder(r)
 end
 flush()
-return hint(a[2], a[3]) .. rows_of({ row(r) })
+return hint(channel, sender) .. rows_of({ row(r) })
