@@ -81,7 +81,7 @@ class Desk:
                 if record is None:
                     return None
                 job = self._engine.composer.job(record, shelf.alias)
-                if _is_quiet(record, job):
+                if _is_quiet(record, job) and not self._engine.composer.is_asked_for(record):
                     return job
                 await self._pause(changed, over, id)
             finally:

@@ -31,10 +31,10 @@ async def driver_connection(given: Any, kind: type[T], driver: str) -> T:
 
 
 async def _unwrapped(found: Any) -> Any:
-    if hasattr(found, "connection") and not hasattr(found, "get_raw_connection"):
-        found = await found.connection()
     if not hasattr(found, "get_raw_connection"):
-        return found
+        if not hasattr(found, "connection"):
+            return found
+        found = await found.connection()
     await found.exec_driver_sql("SELECT 1")
     raw = await found.get_raw_connection()
     return raw.driver_connection

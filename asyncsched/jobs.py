@@ -17,7 +17,7 @@ from asyncsched.definition import MAX_REQUESTS, Cursor, Definition, JitterForm, 
 from asyncsched.errors import DefinitionError, JobPaused, SerializationError, TooManyRequests
 from asyncsched.ids import check_id, check_name, new_id
 from asyncsched.model import CatchUp, Jitter, Job, JobState, OnExhausted, Overlap, Retry
-from asyncsched.plan import due_of, next_fire, synced, wake_of
+from asyncsched.plan import due_of, next_fire, next_request, synced, wake_of
 from asyncsched.registry import Call, Task
 from asyncsched.rules import Rules, family_of
 from asyncsched.triggers import AnyTrigger, Manual, Once, Trigger, manual, parse_trigger
@@ -330,6 +330,14 @@ class Composer:
             new = replace(new, rev=record.version + 1, **_resumed(old.trigger, cursor.next, now))
         return self._update(record, new, now, clear=True)
 
+    def is_asked_for(self, record: Record) -> bool:
+        """Whether a run was asked for that has not been made."""
+        try:
+            definition = decode_definition(record.body)
+            return next_request(definition, synced(definition, decode_cursor(record.cursor))) is not None
+        except SerializationError:
+            return False
+
     def request(self, record: Record, now: float, *, force: bool) -> Update:
         """One more run, now; the schedule stays as it is."""
         old = decode_definition(record.body)
@@ -505,6 +513,10 @@ def _next_fire_time(record: Record, definition: Definition, cursor: Cursor) -> f
     if record.holder is None:
         return record.wake_at
     fire = cursor.next
+    request = next_request(definition, cursor)
+    if request is not None and fire is not None and request.at < fire:
+        # It is the request's run that is under way.
+        return fire
     return definition.trigger.next(fire) if fire is not None and definition.trigger.recurs else None
 
 

@@ -28,6 +28,8 @@ ONE_SHOTS = 20_000
 RECURRING = 200
 SPAN_S = 30.0
 LONGEST_S = 0.05
+#: Long enough for each kill to catch some of them.
+RECURRING_S = 0.2
 LEASE_S = 2.5
 KILL_EVERY_S = 3.0
 FREEZE_AFTER_S = 7.0
@@ -115,7 +117,7 @@ def recurring(campaign: Campaign, first_at: float) -> list[JobSpec]:
         campaign.grid[id] = [anchor + step * interval for step in range(int((end - anchor) // interval) + 1)]
         trigger = every(interval, anchor=moment(anchor), start=moment(anchor), end=moment(end))
         policy = {"catch_up": "all", "max_catch_up": 100} if number % 2 else {}
-        specs.append(JobSpec("work", trigger, id=id, args=[0.0], policies=policy))
+        specs.append(JobSpec("work", trigger, id=id, args=[RECURRING_S], policies=policy))
     return specs
 
 

@@ -312,7 +312,7 @@ class Runner:
 
 
 @pytest.fixture
-def runner(scheduler: Scheduler, database: Database) -> Runner:
+async def runner(scheduler: Scheduler, database: Database) -> Runner:
     return Runner(scheduler, database)
 
 

@@ -326,3 +326,40 @@ async def test_wait_job_ends_when_the_job_is_removed(
     await scheduler.remove_job("x")
     await clock.advance(1)
     assert await waiting is None
+
+
+async def test_waiting_for_a_job_waits_for_the_run_that_was_just_asked_for(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    ran: list[int] = []
+
+    @scheduler.task(name="asked")
+    async def asked() -> None:
+        ran.append(1)
+
+    await scheduler.add_job("asked", every(hours=1), id="hourly")
+    await scheduler.pause()
+    await scheduler.run_job("hourly")
+    waiting = asyncio.ensure_future(scheduler.wait_job("hourly"))
+    await clock.advance(5)
+    assert not waiting.done()
+    await scheduler.resume()
+    await clock.advance(5)
+    job = await waiting
+    assert job is not None
+    assert ran == [1]
+
+
+async def test_while_a_run_that_was_asked_for_is_under_way_the_next_fire_time_is_that_of_the_schedule(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    @scheduler.task(name="slow")
+    async def slow() -> None:
+        await clock.sleep(60)
+
+    before = await scheduler.add_job("slow", every(hours=1), id="hourly")
+    await scheduler.run_job("hourly")
+    await clock.advance(5)
+    during = await scheduler.get_job("hourly")
+    assert during.state == "running"
+    assert during.next_fire_time == before.next_fire_time

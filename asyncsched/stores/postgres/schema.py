@@ -54,7 +54,7 @@ def _quoted(name: str) -> str:
 
 # Plans are made once, maybe while the tables are empty: without this they might be plans for empty tables.
 _GUARD = """SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-    SET jit = off"""
+    SET plan_cache_mode = force_generic_plan SET jit = off"""
 
 # Dead versions pile up at the front of the index by time faster than by share of the table: the autovacuum goes by number.
 _VACUUM = """autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0,
@@ -150,23 +150,30 @@ _RECORD = """id text, birth text, queue text, priority smallint, task text, wake
     cursor bytea, version integer, fence bigint, holder text, settled bigint, tries integer, prior bigint"""
 
 # The last two rows bring the clock and the next wake time as their wake_at.
-_CLAIM = f"""CREATE FUNCTION @claim_1(space_ integer, queues text[], token text, room bigint,
+_CLAIM = f"""CREATE FUNCTION @claim_1(space_ integer, queues text[], token_ text, room bigint,
     lease_s double precision, ahead_s double precision, now_ double precision)
 RETURNS TABLE ({_RECORD}) LANGUAGE plpgsql {{guard}} AS $$
 #variable_conflict use_column
 DECLARE
     now_at double precision := {_NOW};
     horizon double precision := now_at + ahead_s;
+    until_ double precision := now_at + lease_s;
     next_at double precision;
     earliest double precision;
-    taken bigint;
+    taken bigint := 0;
+    of_lane bigint;
+    known text[];
     lane record;
 BEGIN
-    RETURN QUERY SELECT j.id, j.birth, j.queue, j.priority, j.task, j.wake_at, j.hold, j.body, j.cursor,
-            j.version, j.fence, j.holder, j.settled, j.tries, j.prior
-        FROM @jobs j WHERE j.space = space_ AND j.holder = token AND j.wake_at > now_at ORDER BY j.fence, j.id;
-    GET DIAGNOSTICS taken = ROW_COUNT;
-    room := room - taken;
+    SELECT c.ids INTO known FROM @claims c WHERE c.space = space_ AND c.token = token_;
+    IF FOUND THEN
+        RETURN QUERY SELECT j.id, j.birth, j.queue, j.priority, j.task, j.wake_at, j.hold, j.body, j.cursor,
+                j.version, j.fence, j.holder, j.settled, j.tries, j.prior
+            FROM @jobs j WHERE j.space = space_ AND j.id = ANY (known) AND j.holder = token_ AND j.wake_at > now_at
+            ORDER BY j.fence, j.id;
+        GET DIAGNOSTICS of_lane = ROW_COUNT;
+        room := room - of_lane;
+    END IF;
     FOR lane IN
         SELECT q.queue, p.priority, first.wake_at
         FROM generate_series(0, 9) AS p (priority), unnest(queues) WITH ORDINALITY AS q (queue, place),
@@ -178,27 +185,39 @@ BEGIN
         earliest := lane.wake_at;
         IF room > 0 AND earliest <= horizon THEN
             RETURN QUERY WITH due AS MATERIALIZED (
-                SELECT j.ctid AS place, CASE WHEN j.holder IS NOT NULL THEN j.fence END AS prior FROM @jobs j
+                SELECT j.ctid AS place, j.id, CASE WHEN j.holder IS NOT NULL THEN j.fence END AS prior FROM @jobs j
                 WHERE j.space = space_ AND j.queue = lane.queue AND j.priority = lane.priority
                     AND j.wake_at >= lane.wake_at AND j.wake_at <= horizon AND (j.holder IS NULL OR j.wake_at <= now_at)
                 ORDER BY j.wake_at, j.id LIMIT room FOR UPDATE SKIP LOCKED
             ), stamp AS MATERIALIZED (
                 -- Drawn once all rows are locked: whoever held one of them before drew a lower one.
                 SELECT nextval('@fences') AS fence FROM (SELECT count(*) FROM due) AS locked
+            ), kept AS (
+                INSERT INTO @claims AS c (until, space, token, ids)
+                SELECT until_, space_, token_, array_agg(due.id) FROM due HAVING count(*) > 0
+                ON CONFLICT (space, token)
+                    DO UPDATE SET until = greatest(c.until, excluded.until), ids = c.ids || excluded.ids
             )
-            UPDATE @jobs j SET wake_at = now_at + lease_s, holder = token, fence = stamp.fence, tries = j.tries + 1,
+            UPDATE @jobs j SET wake_at = until_, holder = token_, fence = stamp.fence, tries = j.tries + 1,
                 prior = due.prior
             FROM due, stamp WHERE j.ctid = due.place
             RETURNING j.id, j.birth, j.queue, j.priority, j.task, j.wake_at, j.hold, j.body, j.cursor,
                 j.version, j.fence, j.holder, j.settled, j.tries, j.prior;
-            GET DIAGNOSTICS taken = ROW_COUNT;
-            room := room - taken;
+            GET DIAGNOSTICS of_lane = ROW_COUNT;
+            taken := taken + of_lane;
+            room := room - of_lane;
             SELECT j.wake_at INTO earliest FROM @jobs j
             WHERE j.space = space_ AND j.queue = lane.queue AND j.priority = lane.priority AND j.wake_at >= lane.wake_at
             ORDER BY j.wake_at LIMIT 1;
         END IF;
         next_at := least(next_at, earliest);
     END LOOP;
+    IF taken > 0 THEN
+        -- What ended and was not renewed needs no repetition: it is due, and claimed like anything else.
+        DELETE FROM @claims WHERE ctid = ANY (ARRAY(
+            SELECT c.ctid FROM @claims c WHERE c.space = space_ AND c.until < now_at
+            ORDER BY c.until LIMIT 2 FOR UPDATE SKIP LOCKED));
+    END IF;
     wake_at := now_at;
     RETURN NEXT;
     wake_at := next_at;
@@ -211,14 +230,16 @@ RETURNS TABLE (id text, version integer, now_at double precision) LANGUAGE plpgs
 #variable_conflict use_column
 DECLARE
     now_here double precision := {_NOW};
-    until double precision := now_here + lease_s;
+    until_ double precision := now_here + lease_s;
     free text[];
 BEGIN
     free := ARRAY(SELECT j.id FROM unnest(ids, fences, holders) AS c (id, fence, holder)
         JOIN @jobs j ON j.space = space_ AND j.id = c.id AND j.fence = c.fence AND j.holder = c.holder
         FOR UPDATE OF j SKIP LOCKED);
-    UPDATE @jobs j SET wake_at = until
-    WHERE j.space = space_ AND j.id = ANY (free) AND (j.wake_at IS NULL OR j.wake_at < until);
+    UPDATE @jobs j SET wake_at = until_
+    WHERE j.space = space_ AND j.id = ANY (free) AND (j.wake_at IS NULL OR j.wake_at < until_);
+    UPDATE @claims k SET until = greatest(k.until, until_) WHERE k.ctid = ANY (ARRAY(
+        SELECT c.ctid FROM @claims c WHERE c.space = space_ AND c.token = ANY (holders) FOR UPDATE SKIP LOCKED));
     -- Of what is still held, that which is not free is locked by others: it has no version here.
     RETURN QUERY SELECT c.id, CASE WHEN c.id = ANY (free) THEN j.version END, now_here
         FROM unnest(ids, fences, holders) AS c (id, fence, holder)

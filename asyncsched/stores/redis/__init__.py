@@ -294,7 +294,8 @@ _KEYS = """\
 -- {base}:meta     hash  schema, layout, epoch, fence
 -- {base}:leases   hash  key of a named lease -> fence, end, holder
 -- {base}:hints    pub/sub channel
--- {tag}:jobs     hash  id -> record
+-- {tag}:jobs     hash  id -> what changes of a record with each claim
+-- {tag}:fixed    hash  id -> what does not
 -- {tag}:lanes    zset  queue, priority, wake time, id
 -- {tag}:holds    zset  hold, wake time, id
 -- {tag}:claims   hash  token of a claim -> ids

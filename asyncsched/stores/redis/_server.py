@@ -133,7 +133,7 @@ class Server:
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
-    async def run(self, script: Script, keys: Sequence[bytes], argument: bytes) -> bytes:
+    async def run(self, script: Script, keys: Sequence[bytes], argument: bytes) -> Any:
         """Run *script* once; raises StoreUnavailable if its outcome is unknown."""
         try:
             async with asyncio.timeout(self.timeout_s):
@@ -143,8 +143,7 @@ class Server:
                     answer = await self._send("EVAL", script.text, len(keys), *keys, argument, key=keys[0])
         except (*_DRIVER_ERRORS, TypeError) as error:
             raise self.translated(error) from error
-        found: bytes = answer
-        return found
+        return answer
 
     async def command(self, *command: str | bytes, key: bytes) -> Any:
         """Send one *command* about *key*; its answer, not decoded."""

@@ -33,15 +33,12 @@ _MOST = 512 << 20
 #: Calls of the script in one prune of crowded jobs, each of which looks at so many jobs.
 _SWEEPS, _SWEPT_JOBS = 20, 500
 
-_Row = tuple[
-    str, str, str, int, str, float | None, str | None, bytes, bytes, int, int, str | None, int, int, int | None
-]
 _encode = msgspec.msgpack.Encoder().encode
-_rows = msgspec.msgpack.Decoder(list[_Row]).decode
-_claimed = msgspec.msgpack.Decoder(tuple[float, float | None, int, int, bool | None, list[_Row]]).decode
+_fixed = msgspec.msgpack.Decoder(tuple[str, str, str, int, str, bytes]).decode
+_claimed = msgspec.msgpack.Decoder(tuple[float, float | None, int, int, bool | None]).decode
 _ids = msgspec.msgpack.Decoder(list[str]).decode
 _renewed = msgspec.msgpack.Decoder(tuple[float, list[int]]).decode
-_page = msgspec.msgpack.Decoder(tuple[bool, bytes, list[_Row]]).decode
+_page = msgspec.msgpack.Decoder(tuple[bool, bytes]).decode
 _entries = msgspec.msgpack.Decoder(tuple[bool, bytes, list[tuple[str, int, str, float, float, bytes]]]).decode
 _pruned = msgspec.msgpack.Decoder(tuple[int, bytes]).decode
 _acquired = msgspec.msgpack.Decoder(tuple[int, list[tuple[str, int, float]]]).decode
@@ -79,6 +76,7 @@ class Hints:
 
 
 _HINT = struct.Struct(">d").unpack_from
+_HEAD = struct.Struct(">dQQQIIIII")
 
 
 def _raw(blob: bytes) -> msgspec.Raw:
@@ -92,10 +90,30 @@ def _raw(blob: bytes) -> msgspec.Raw:
 
 
 def _of_record(r: Record) -> tuple[object, ...]:
+    fixed = _raw(_encoded((r.id, r.birth, r.queue, r.priority, r.task, r.body)))
     return (
-        r.id, r.birth, r.queue, r.priority, r.task, r.wake_at, r.hold, _raw(r.body), _raw(r.cursor),
+        r.id, fixed, r.queue, r.priority, r.wake_at, r.hold, _raw(r.cursor),
         r.version, r.fence, r.holder, r.settled, r.tries, r.prior,
     )  # fmt: skip
+
+
+def _records(parts: Sequence[bytes]) -> list[Record]:
+    """The records of an answer, from both parts of each."""
+    found: list[Record] = []
+    unpack, size = _HEAD.unpack_from, _HEAD.size
+    for fixed, value in zip(parts[::2], parts[1::2], strict=True):
+        id, birth, queue, priority, task, body = _fixed(fixed)
+        wake_at, fence, settled, prior, version, tries, of_lane, of_hold, of_cursor = unpack(value)
+        hold_at = size + of_lane
+        cursor_at = hold_at + of_hold
+        holder_at = cursor_at + of_cursor
+        # Positional, since this is the hottest line of the store: the order of Record's fields.
+        found.append(Record(
+            id, birth, queue, priority, task, wake_at if wake_at < math.inf else None,
+            value[hold_at:cursor_at].decode() if of_hold else None, body, value[cursor_at:holder_at],
+            version, fence, value[holder_at:].decode() or None, settled, tries, prior or None,
+        ))  # fmt: skip
+    return found
 
 
 def _of_settlement(s: Settlement) -> tuple[object, ...]:
@@ -115,12 +133,12 @@ class Shard:
     """The jobs, the log and the fences under the hash tag *tag*."""
 
     def __init__(self, server: Server, tag: str, hints: Hints, now: Callable[[], float | None]) -> None:
-        names = ("jobs", "lanes", "holds", "claims", "counts", "log", "times", "of_jobs", "meta", "leases")
+        names = ("jobs", "fixed", "lanes", "holds", "claims", "counts", "log", "times", "of_jobs", "meta", "leases")
         keys = {name: f"{{{tag}}}:{name}".encode() for name in names}
         self.keys = keys
-        self._records = tuple(keys[name] for name in names[:5])
-        self._all = tuple(keys[name] for name in names[:8])
-        self._with_meta = (*self._records, keys["meta"])
+        self._own = tuple(keys[name] for name in names[:6])
+        self._all = tuple(keys[name] for name in names[:9])
+        self._with_meta = (*self._own, keys["meta"])
         self._leases = (keys["leases"], keys["meta"])
         self._server = server
         self._tag = tag
@@ -145,15 +163,15 @@ class Shard:
         taken: set[str] = set()
         hints = self._hints
         for argument in _chunks((hints.channel, hints.sender), list(map(_of_record, records)), _ITEMS):
-            answer = await self._server.run(scripts.ADD, self._records, argument)
+            answer = await self._server.run(scripts.ADD, self._own, argument)
             taken.update(_ids(hints.read(answer)))
         return taken
 
     async def get(self, ids: Sequence[str]) -> dict[str, Record]:
         found: dict[str, Record] = {}
         for at in range(0, len(ids), _ITEMS):
-            answer = await self._server.run(scripts.GET, self._records, _encode(ids[at : at + _ITEMS]))
-            found.update((row[0], Record(*row)) for row in _rows(answer))
+            answer = await self._server.run(scripts.GET, self._own, _encode(ids[at : at + _ITEMS]))
+            found.update((record.id, record) for record in _records(answer))
         return found
 
     async def page(self, where: Filter, limit: int, after: Record | None) -> list[Record]:
@@ -163,20 +181,22 @@ class Shard:
         while not is_done:
             filters = (where.queue, where.task, where.hold, where.id_prefix or None)
             argument = _encode((*filters, limit - len(found), behind and _raw(behind), _LOOKS, _BYTES))
-            is_done, behind, rows = _page(await self._server.run(scripts.PAGE, self._records, argument))
-            found.update((row[0], Record(*row)) for row in rows)
+            head, *parts = await self._server.run(scripts.PAGE, self._own, argument)
+            is_done, behind = _page(head)
+            found.update((record.id, record) for record in _records(parts))
         return list(found.values())
 
     async def update(self, update: Update) -> Record | None:
         hints = self._hints
         argument = _checked(_encoded((self._now(), hints.channel, hints.sender, _of_update(update))), update.id)
-        answer = await self._server.run(scripts.UPDATE, self._records, argument)
-        return next((Record(*row) for row in _rows(hints.read(answer))), None)
+        head, *parts = await self._server.run(scripts.UPDATE, self._own, argument)
+        hints.read(head)
+        return next(iter(_records(parts)), None)
 
     async def remove(self, ids: Sequence[str]) -> set[str]:
         found: set[str] = set()
         for at in range(0, len(ids), _ITEMS):
-            answer = await self._server.run(scripts.REMOVE, self._records, _encode(ids[at : at + _ITEMS]))
+            answer = await self._server.run(scripts.REMOVE, self._own, _encode(ids[at : at + _ITEMS]))
             found.update(_ids(answer))
         return found
 
@@ -192,12 +212,13 @@ class Shard:
             argument = _encode(
                 (self._now(), token, asked, lease_s, ahead_s, _BYTES, bool(records), queues, self._seen, epoch)
             )
-            answer = await self._server.run(scripts.CLAIM, self._with_meta, argument)
-            now, next_wake_at, self._epoch, self._seen, is_whole, rows = _claimed(answer)
+            head, *parts = await self._server.run(scripts.CLAIM, self._with_meta, argument)
+            now, next_wake_at, self._epoch, self._seen, is_whole = _claimed(head)
             if is_whole is None:
                 raise self._lost_writes(epoch)
-            records += [Record(*row) for row in rows]
-            if len(rows) < asked or len(records) >= limit or not is_whole:
+            taken = _records(parts)
+            records += taken
+            if len(taken) < asked or len(records) >= limit or not is_whole:
                 return Claimed(records, next_wake_at, now)
 
     def _lost_writes(self, before: int | None) -> StoreUnavailable:
@@ -217,7 +238,7 @@ class Shard:
         now: float | None = None
         for at in range(0, len(claims), _ITEMS) or (0,):
             argument = _encode((self._now(), lease_s, claims[at : at + _ITEMS]))
-            now, answers = _renewed(await self._server.run(scripts.RENEW, self._records, argument))
+            now, answers = _renewed(await self._server.run(scripts.RENEW, self._own, argument))
             versions += answers
         return versions, now
 

@@ -22,4 +22,4 @@ for _, key in ipairs(keys) do
     rows[#rows + 1] = '\147' .. cmsgpack.pack(key) .. pack('>BI8Bd', 207, fence, 203, now + lease)
   end
 end
-return '\146' .. pack('>BI8', 207, last) .. rows_of(rows)
+return '\146' .. pack('>BI8', 207, last) .. list_of(rows)

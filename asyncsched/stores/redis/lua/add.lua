@@ -8,4 +8,4 @@ for _, record in ipairs(records) do
   if insert(record) then taken[#taken + 1] = cmsgpack.pack(record[1]) end
 end
 flush()
-return hint(channel, sender) .. rows_of(taken)
+return hint(channel, sender) .. list_of(taken)

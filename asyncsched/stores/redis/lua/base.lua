@@ -1,4 +1,5 @@
--- What every script needs. Answers are put together as msgpack: a list of rows is one of them.
+-- What every script needs. Redis hashes each string that Lua makes, whole: so few are made, and none is made longer
+-- than need be.
 
 local call, pack, parse, sub, char = redis.call, struct.pack, struct.unpack, string.sub, string.char
 local NEVER = math.huge
@@ -25,8 +26,8 @@ local function binary(text)
   return pack('>BI4', 198, size) .. text
 end
 
-local function rows_of(rows)
-  return pack('>BI4', 221, #rows) .. table.concat(rows)
+local function list_of(parts)
+  return pack('>BI4', 221, #parts) .. table.concat(parts)
 end
 
 -- A command with any number of arguments; Lua passes some thousands at once.

@@ -1,14 +1,18 @@
--- KEYS[6]: meta. ARGV: {now, token, limit, lease, ahead, bytes, is_more, queues, seen, epoch}.
--- Answers {now, next wake, epoch, fence, is_whole, rows}; with is_whole nil nothing was claimed, since writes were lost.
+-- KEYS[7]: meta. ARGV: {now, token, limit, lease, ahead, bytes, is_more, queues, seen, epoch}.
+-- Answers msgpack of {now, next wake, epoch, fence, is_whole}, then both parts of each record; with is_whole nil nothing was
+-- claimed, since writes were lost.
 
 local given, token, limit, lease, ahead, room, is_more, queues, seen, epoch = unpack(cmsgpack.unpack(ARGV[1]), 1, 10)
-local meta = KEYS[6]
+local meta = KEYS[7]
 local now = clock(given)
 local horizon, till = now + ahead, now + lease
 
-local function answer(next_wake, fence, is_whole, rows)
-  return '\150' .. pack('>Bd', 203, now) .. (next_wake < NEVER and pack('>Bd', 203, next_wake) or '\192')
-    .. pack('>BI8BI8', 207, epoch, 207, fence) .. (is_whole == nil and '\192' or is_whole and '\195' or '\194') .. rows_of(rows)
+local answer = { false }
+
+local function answered(next_wake, fence, is_whole)
+  answer[1] = '\149' .. pack('>Bd', 203, now) .. (next_wake < NEVER and pack('>Bd', 203, next_wake) or '\192')
+    .. pack('>BI8BI8', 207, epoch, 207, fence) .. (is_whole == nil and '\192' or is_whole and '\195' or '\194')
+  return answer
 end
 
 local fence
@@ -21,7 +25,7 @@ do
     fence, epoch = seen + 1000000, math.max(epoch, known) + 1
     call('HSET', meta, 'fence', string.format('%.0f', fence), 'epoch', epoch)
   end
-  if known ~= epoch then return answer(NEVER, fence, nil, {}) end
+  if known ~= epoch then return answered(NEVER, fence, nil) end
 end
 
 -- The lanes, high priority first, queues in the order given: one probe for each, which brings its earliest record too.
@@ -42,7 +46,7 @@ if #queues > 1 then
   table.sort(found, function(a, b) return a[1] < b[1] or (a[1] == b[1] and a[2] < b[2]) end)
 end
 
-local rows, mine, expired, again, size, took = {}, {}, {}, {}, 0, 0
+local mine, expired, again, size, took = {}, {}, {}, 0, 0
 
 -- What a claim of this token holds already; what has expired meanwhile is due, and taken like anything else.
 local before = call('HGET', claims, token)
@@ -51,55 +55,45 @@ if before then
   load(before)
   for _, id in ipairs(before) do
     local r = kept[id]
-    if r and r.holder == token and r.wake <= now then
-      expired[#expired + 1] = id
-    elseif r and r.holder == token then
-      mine[#mine + 1] = id
-      if not is_more then
-        rows[#rows + 1] = row(r)
-        took = took + 1
-      end
+    if r and r.holder == token then
+      local list = r.wake > now and mine or expired
+      list[#list + 1] = id
     end
+  end
+  if not is_more then
+    answer_with(answer, mine)
+    took = #mine
   end
 end
 local kept_count = #mine
 
 local sets, left, entered, held_left, held_entered = {}, {}, {}, {}, {}
-local next_fence = fence + 1
-local end_key, end_field = moment(till), '\203' .. pack('>d', till)
-local fence_holder = pack('>BI8', 207, next_fence) .. cmsgpack.pack(token)
+local next_fence, end_key = fence + 1, moment(till)
 
-local function take(id, lane, place, value, wake, old, settled, version, tries, nl, ni, nh, nb, nc, holder)
-  local identity = HEAD_SIZE + 1 + nl
-  local hold = identity + ni
-  local body = hold + nh
-  local last = body + nb + nc - 1
-  local prior = 0
-  if holder ~= '' then
+local function take(id, lane, place, value, holder, wake, old, settled, version, tries, nl, nh, nc)
+  local prior, rest = 0
+  if holder == '' then
+    rest = sub(value, HEAD_SIZE + 1)
+  else
     prior = old
+    rest = sub(value, HEAD_SIZE + 1, HEAD_SIZE + nl + nh + nc)
     let_go[holder] = (let_go[holder] or 0) + 1
   end
-  sets[#sets + 1] = id
-  sets[#sets + 1] = pack(HEAD, till, next_fence, settled, prior, version, tries + 1, nl, ni, nh, nb, nc)
-    .. sub(value, HEAD_SIZE + 1, last) .. token
+  local n, written = #sets, pack(HEAD, till, next_fence, settled, prior, version, tries + 1, nl, nh, nc) .. rest .. token
+  sets[n + 1], sets[n + 2] = id, written
   left[#left + 1] = place
-  entered[#entered + 1] = '0'
-  entered[#entered + 1] = lane .. end_key .. id
-  local hold_field = '\192'
+  n = #entered
+  entered[n + 1], entered[n + 2] = '0', lane .. end_key .. id
   if nh > 0 then
-    local text = sub(value, hold, body - 1)
-    hold_field = cmsgpack.pack(text)
-    held_left[#held_left + 1] = measured(text) .. moment(wake) .. id
-    held_entered[#held_entered + 1] = '0'
-    held_entered[#held_entered + 1] = measured(text) .. end_key .. id
+    local hold = measured(sub(value, HEAD_SIZE + nl + 1, HEAD_SIZE + nl + nh))
+    held_left[#held_left + 1] = hold .. moment(wake) .. id
+    n = #held_entered
+    held_entered[n + 1], held_entered[n + 2] = '0', hold .. end_key .. id
   end
-  rows[#rows + 1] = '\159' .. sub(value, identity, hold - 1) .. end_field .. hold_field .. sub(value, body, last)
-    .. pack('>BI4', 206, version) .. fence_holder .. pack('>BI8BI4', 207, settled, 206, tries + 1)
-    .. (prior == 0 and '\192' or pack('>BI8', 207, prior))
   mine[#mine + 1] = id
   again[id] = true
   took = took + 1
-  size = size + #value
+  return written
 end
 
 local function take_from(lane)
@@ -110,12 +104,15 @@ local function take_from(lane)
     if #due == 0 then return end
     local ids = {}
     for i, place in ipairs(due) do ids[i] = sub(place, #lane + 9) end
-    local values = call('HMGET', jobs, unpack(ids))
+    local values, parts = call('HMGET', jobs, unpack(ids)), call('HMGET', fixed, unpack(ids))
     for i, value in ipairs(values) do
-      local wake, old, settled, _, version, tries, nl, ni, nh, nb, nc = parse(HEAD, value)
-      local holder = sub(value, HEAD_SIZE + 1 + nl + ni + nh + nb + nc)
+      local wake, old, settled, _, version, tries, nl, nh, nc = parse(HEAD, value)
+      local holder = #value > HEAD_SIZE + nl + nh + nc and sub(value, HEAD_SIZE + 1 + nl + nh + nc) or ''
       if (holder == '' and wake < NEVER) or wake <= now then
-        take(ids[i], lane, due[i], value, wake, old, settled, version, tries, nl, ni, nh, nb, nc, holder)
+        local n = #answer
+        answer[n + 1] = parts[i]
+        answer[n + 2] = take(ids[i], lane, due[i], value, holder, wake, old, settled, version, tries, nl, nh, nc)
+        size = size + #value + #parts[i]
         if size >= room then return end
       end
     end
@@ -156,4 +153,4 @@ for _, lane in ipairs(found) do
   end
   if at < next_wake then next_wake = at end
 end
-return answer(next_wake, fence, size < room, rows)
+return answered(next_wake, fence, size < room)

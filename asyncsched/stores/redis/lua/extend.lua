@@ -13,4 +13,4 @@ for _, claim in ipairs(held) do
     rows[#rows + 1] = '\147' .. cmsgpack.pack(claim[1]) .. pack('>BI8Bd', 207, fence, 203, there)
   end
 end
-return rows_of(rows)
+return list_of(rows)

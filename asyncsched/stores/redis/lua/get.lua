@@ -1,8 +1,8 @@
--- ARGV: ids. Answers the records that exist.
+-- ARGV: ids. Answers both parts of each record that exists.
 
-local ids, rows = cmsgpack.unpack(ARGV[1]), {}
+local ids, found = cmsgpack.unpack(ARGV[1]), {}
 load(ids)
 for _, id in ipairs(ids) do
-  if kept[id] then rows[#rows + 1] = row(kept[id]) end
+  if kept[id] then found[#found + 1] = id end
 end
-return rows_of(rows)
+return answer_with({}, found)

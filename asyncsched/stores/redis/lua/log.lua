@@ -1,9 +1,9 @@
--- The log. KEYS: 6 log     hash  key of an entry -> its body
---                7 times   zset  time, key: the whole log in its order
---                8 of_jobs zset  job, time, rest of the key: the log of each job in its order
+-- The log. KEYS: 7 log     hash  key of an entry -> its body
+--                8 times   zset  time, key: the whole log in its order
+--                9 of_jobs zset  job, time, rest of the key: the log of each job in its order
 -- The key is job, fence, kind and fire time.
 
-local log, times, of_jobs = KEYS[6], KEYS[7], KEYS[8]
+local log, times, of_jobs = KEYS[7], KEYS[8], KEYS[9]
 local fresh, bodies, order = {}, {}, {}
 
 -- Take entries in hand: arrays of job, fence, kind, fire time, time, body.

@@ -1,4 +1,5 @@
--- ARGV: {queue, task, hold, id prefix, limit, behind, budget, bytes}. Answers {is_done, the last place that was looked at, rows}.
+-- ARGV: {queue, task, hold, id prefix, limit, behind, budget, bytes}. Answers msgpack of
+-- {is_done, the last place that was looked at}, then both parts of each record.
 -- The places of all lanes are merged, by time and id; the lanes are found by one probe each.
 
 local queue, task, hold, prefix, limit, behind, budget, room = unpack(cmsgpack.unpack(ARGV[1]), 1, 8)
@@ -37,35 +38,41 @@ local function head(s)
   return s.places[s.at] and sub(s.places[s.at], #s.base + 1)
 end
 
-local function matches(r)
-  local _, _, its_queue, _, its_task = cmsgpack.unpack(r.identity)
-  return (not queue or its_queue == queue) and (not task or its_task == task) and (not hold or r.hold == hold)
+local function matches(r, part)
+  if hold and r.hold ~= hold then return false end
+  if not queue and not task then return true end
+  local _, _, _, its_queue, _, its_task = cmsgpack.unpack_limit(part, 5, 1)
+  return (not queue or its_queue == queue) and (not task or its_task == task)
 end
 
-local looked, size, last, rows, is_done, is_cut = 0, 0, behind, {}, false, false
+local looked, size, last, count, is_done, is_cut = 0, 0, behind, 0, false, false
+local answer = { false }
 local picked = {}
 
 local function look_at_picked()
   local ids = {}
   for i, place in ipairs(picked) do ids[i] = sub(place, 9) end
+  if #ids == 0 then return end
   load(ids)
+  local parts = call('HMGET', fixed, unpack(ids))
   for i, id in ipairs(ids) do
-    if #rows >= limit then return end
+    if count >= limit then return end
     if size >= room then
       is_cut = true
       return
     end
-    local r = kept[id]
+    local r, part = kept[id], parts[i]
     last = picked[i]
-    if r and matches(r) then
-      rows[#rows + 1] = row(r)
-      size = size + #rows[#rows]
+    if r and part and matches(r, part) then
+      count = count + 1
+      answer[2 * count], answer[2 * count + 1] = part, written(r)
+      size = size + #part + #answer[2 * count + 1]
     end
   end
   picked = {}
 end
 
-while #rows < limit and size < room and looked < budget and not is_done do
+while count < limit and size < room and looked < budget and not is_done do
   local best
   for _, s in ipairs(sources) do
     s.head = s.head or head(s)
@@ -81,9 +88,10 @@ while #rows < limit and size < room and looked < budget and not is_done do
       last = place
     end
   end
-  if not best or #picked >= 50 or #picked >= limit - #rows then look_at_picked() end
+  if not best or #picked >= 50 or #picked >= limit - count then look_at_picked() end
   is_done = not best
 end
 look_at_picked()
-is_done = (is_done and not is_cut) or #rows >= limit
-return '\147' .. (is_done and '\195' or '\194') .. binary(last or '') .. rows_of(rows)
+is_done = (is_done and not is_cut) or count >= limit
+answer[1] = '\146' .. (is_done and '\195' or '\194') .. binary(last or '')
+return answer

@@ -1,55 +1,45 @@
 -- The layout of a record, and changes to records that are kept in hand and written together.
 --
--- KEYS: 1 jobs   hash  id -> record
---       2 lanes  zset  lane, wake time, id: all records in the order in which they are claimed, by their bytes
---       3 holds  zset  hold, wake time, id: those with a hold
---       4 claims hash  token -> ids that it took
---       5 counts hash  token -> how many of them it holds still
+-- KEYS: 1 jobs   hash  id -> what changes of a record with each claim
+--       2 fixed  hash  id -> what does not: msgpack of {id, birth, queue, priority, task, body}
+--       3 lanes  zset  lane, wake time, id: all records in the order in which they are claimed, by their bytes
+--       4 holds  zset  hold, wake time, id: those with a hold
+--       5 claims hash  token -> ids that it took
+--       6 counts hash  token -> how many of them it holds still
 --
 -- A lane is the queue with its length before it, and a digit that falls as the priority rises. A time is a double in network
 -- order, whose bytes stand in the order of the times; what never wakes has an infinite one.
 
-local jobs, lanes, holds, claims, counts = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
--- wake_at, fence, settled, prior (0: none), version, tries, and the lengths of lane, identity, hold, body and cursor, which
--- follow; what is left is the holder. Identity, body and cursor are msgpack, so that an answer is put together of pieces.
-local HEAD, HEAD_SIZE = '>ddddI4I4I4I4I4I4I4', 60
+local jobs, fixed, lanes, holds, claims, counts = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+-- wake_at, fence, settled, prior (0: none), version, tries, and the lengths of lane, hold and cursor, which follow; what is left
+-- is the holder.
+local HEAD, HEAD_SIZE = '>dI8I8I8I4I4I4I4I4', 52
 
 local function lane_of(queue, priority)
   return measured(queue) .. char(57 - priority)
 end
 
 local function read(id, value)
-  local wake, fence, settled, prior, version, tries, nl, ni, nh, nb, nc, at = parse(HEAD, value)
-  local identity = at + nl
-  local hold = identity + ni
-  local body = hold + nh
-  local cursor = body + nb
+  local wake, fence, settled, prior, version, tries, nl, nh, nc, at = parse(HEAD, value)
+  local holder = at + nl + nh + nc
   return {
     id = id, wake = wake, fence = fence, settled = settled, prior = prior, version = version, tries = tries,
-    lane = sub(value, at, identity - 1), identity = sub(value, identity, hold - 1), hold = sub(value, hold, body - 1),
-    body = sub(value, body, cursor - 1), cursor = sub(value, cursor, cursor + nc - 1), holder = sub(value, cursor + nc),
+    lane = sub(value, at, at + nl - 1), hold = nh > 0 and sub(value, at + nl, at + nl + nh - 1) or '',
+    holder = sub(value, holder), value = value, cursor_at = at + nl + nh, cursor_end = holder - 1,
   }
 end
 
 local function written(r)
-  return pack(HEAD, r.wake, r.fence, r.settled, r.prior, r.version, r.tries,
-      #r.lane, #r.identity, #r.hold, #r.body, #r.cursor)
-    .. r.lane .. r.identity .. r.hold .. r.body .. r.cursor .. r.holder
-end
-
--- A record as the client reads it: a msgpack array with the fields in the contract's order.
-local function row(r)
-  return '\159' .. r.identity
-    .. (r.wake == NEVER and '\192' or '\203' .. pack('>d', r.wake))
-    .. (r.hold == '' and '\192' or cmsgpack.pack(r.hold)) .. r.body .. r.cursor
-    .. pack('>BI4BI8', 206, r.version, 207, r.fence) .. (r.holder == '' and '\192' or cmsgpack.pack(r.holder))
-    .. pack('>BI8BI4', 207, r.settled, 206, r.tries) .. (r.prior == 0 and '\192' or pack('>BI8', 207, r.prior))
+  local cursor = r.cursor or sub(r.value, r.cursor_at, r.cursor_end)
+  return pack(HEAD, r.wake, r.fence, r.settled, r.prior, r.version, r.tries, #r.lane, #r.hold, #cursor)
+    .. r.lane .. r.hold .. cursor .. r.holder
 end
 
 -- -- changes in hand ------------------------------------------------------------------------------------------------------
 
 local kept = {}  -- id -> record, or false: there is none
-local places = {}  -- id -> {place in lanes, place in holds} as they stand in the store
+local places = {}  -- id -> place in lanes as it stands in the store, or false
+local held_places = {}  -- the same in holds
 local changed = {}  -- ids in the order of their first change
 local let_go = {}  -- token -> how many it does not hold any more
 
@@ -81,9 +71,10 @@ end
 
 -- To be called before a kept record is changed.
 local function change(id)
-  if not places[id] then
+  if places[id] == nil then
     local r = kept[id]
-    places[id] = r and { place_in_lanes(r), place_in_holds(r) } or { false, false }
+    places[id] = r and place_in_lanes(r)
+    held_places[id] = r and place_in_holds(r)
     changed[#changed + 1] = id
   end
 end
@@ -95,21 +86,21 @@ local function forget_holder(r)
   end
 end
 
--- Put in a record, if its id is free; say whether the id belongs to another birth. It comes as an array: id, birth, queue,
--- priority, task, wake_at, hold, body, cursor, version, fence, holder, settled, tries, prior.
+-- Put in a record, if its id is free; say whether the id belongs to another birth. It comes as an array: id, fixed part, queue,
+-- priority, wake_at, hold, cursor, version, fence, holder, settled, tries, prior.
 local function insert(given)
   local id = given[1]
-  local there = kept[id]
-  if there then
-    local own = cmsgpack.pack(id, given[2])
-    return sub(there.identity, 1, #own) ~= own
+  if kept[id] then
+    local there = kept[id].fixed or call('HGET', fixed, id)
+    local _, _, birth = cmsgpack.unpack_limit(there, 2, 1)
+    local _, _, own = cmsgpack.unpack_limit(given[2], 2, 1)
+    return birth ~= own
   end
   change(id)
   kept[id] = {
-    id = id, wake = given[6] or NEVER, fence = given[11], settled = given[13], prior = given[15] or 0,
-    version = given[10], tries = given[14], lane = lane_of(given[3], given[4]),
-    identity = cmsgpack.pack(id, given[2], given[3], given[4], given[5]), hold = given[7] or '',
-    body = binary(given[8]), cursor = binary(given[9]), holder = given[12] or '',
+    id = id, fixed = given[2], lane = lane_of(given[3], given[4]), wake = given[5] or NEVER, hold = given[6] or '',
+    cursor = given[7], version = given[8], fence = given[9], holder = given[10] or '', settled = given[11],
+    tries = given[12], prior = given[13] or 0,
   }
   return false
 end
@@ -128,41 +119,47 @@ local earliest = {}  -- lane -> the first place that was taken in it by what nob
 
 -- Write what was changed.
 local function flush()
-  local sets, deletes, left, entered, held_left, held_entered = {}, {}, {}, {}, {}, {}
+  local sets, fixed_sets, deletes, left, entered, held_left, held_entered = {}, {}, {}, {}, {}, {}, {}
   for _, id in ipairs(changed) do
-    local r, was, is, is_held = kept[id], places[id], false, false
+    local r, was, was_held, is, is_held = kept[id], places[id], held_places[id], false, false
     if r then
       is, is_held = place_in_lanes(r), place_in_holds(r)
-      sets[#sets + 1] = id
-      sets[#sets + 1] = written(r)
+      local n = #sets
+      sets[n + 1], sets[n + 2] = id, written(r)
+      if r.fixed then
+        n = #fixed_sets
+        fixed_sets[n + 1], fixed_sets[n + 2] = id, r.fixed
+      end
       if r.holder == '' and r.wake < NEVER and not (earliest[r.lane] and earliest[r.lane] < is) then
         earliest[r.lane] = is
       end
-    elseif was[1] then
+    elseif was then
       deletes[#deletes + 1] = id
     end
-    if was[1] ~= is then
-      if was[1] then left[#left + 1] = was[1] end
+    if was ~= is then
+      if was then left[#left + 1] = was end
       if is then
-        entered[#entered + 1] = '0'
-        entered[#entered + 1] = is
+        local n = #entered
+        entered[n + 1], entered[n + 2] = '0', is
       end
     end
-    if was[2] ~= is_held then
-      if was[2] then held_left[#held_left + 1] = was[2] end
+    if was_held ~= is_held then
+      if was_held then held_left[#held_left + 1] = was_held end
       if is_held then
-        held_entered[#held_entered + 1] = '0'
-        held_entered[#held_entered + 1] = is_held
+        local n = #held_entered
+        held_entered[n + 1], held_entered[n + 2] = '0', is_held
       end
     end
   end
   each('HSET', jobs, sets)
+  each('HSET', fixed, fixed_sets)
   each('HDEL', jobs, deletes)
+  each('HDEL', fixed, deletes)
   each('ZREM', lanes, left)
   each('ZADD', lanes, entered)
   each('ZREM', holds, held_left)
   each('ZADD', holds, held_entered)
-  places, changed = {}, {}
+  places, held_places, changed = {}, {}, {}
   forget_claims()
 end
 
@@ -180,4 +177,17 @@ local function hint(channel, sender)
     call('PUBLISH', channel, sender .. ' ' .. string.format('%.17g', sooner))
   end
   return pack('>d', sooner)
+end
+
+-- Add to *answer* the two parts of each of those records.
+local function answer_with(answer, ids)
+  for i = 1, #ids, 1000 do
+    local last = math.min(i + 999, #ids)
+    local parts = call('HMGET', fixed, unpack(ids, i, last))
+    for j = i, last do
+      local n = #answer
+      answer[n + 1], answer[n + 2] = parts[j - i + 1], written(kept[ids[j]])
+    end
+  end
+  return answer
 end

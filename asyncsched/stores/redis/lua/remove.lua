@@ -12,4 +12,4 @@ for _, id in ipairs(ids) do
   end
 end
 flush()
-return rows_of(found)
+return list_of(found)

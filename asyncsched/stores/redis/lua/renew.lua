@@ -18,4 +18,4 @@ for i, claim in ipairs(asked) do
   end
 end
 flush()
-return '\146' .. pack('>Bd', 203, now) .. rows_of(answers)
+return '\146' .. pack('>Bd', 203, now) .. list_of(answers)

@@ -39,4 +39,4 @@ while #rows < limit and looked < budget and size < room do
   end
   from = '(' .. places[#places]
 end
-return '\147' .. ((is_done or #rows >= limit) and '\195' or '\194') .. binary(last or '') .. rows_of(rows)
+return '\147' .. ((is_done or #rows >= limit) and '\195' or '\194') .. binary(last or '') .. list_of(rows)

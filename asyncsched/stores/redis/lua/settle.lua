@@ -37,7 +37,7 @@ local function apply(s, r)
     if s[HAND_BACK] then
       r.tries = math.max(r.tries - 1, 0)
     else
-      r.cursor, r.settled, r.tries = binary(s[CURSOR]), r.fence, 0
+      r.cursor, r.settled, r.tries = s[CURSOR], r.fence, 0
       if not is_stale then r.hold = s[HOLD] or '' end
     end
     r.prior = 0
