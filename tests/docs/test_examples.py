@@ -7,6 +7,7 @@ are written to one folder under their file names, and then, in the order of the 
 - ``interrupt``: ``python FILE`` runs on, and ends with exit code 0 on SIGINT;
 - ``run``: ``asyncsched run MODULE:scheduler`` runs on, also while the later examples of the page run, and ends likewise;
 - ``pytest``: ``pytest FILE`` passes;
+- ``postgres``: ``python FILE`` ends by itself, with ``DATABASE_URL`` set to a PostgreSQL of the tests;
 - ``module``: another example imports it;
 - ``fastapi``, ``aiohttp``, ``lifespan``: a server is started on it, asked, and stopped;
 - ``inside``: run with the page's other blocks of this kind, where ``scheduler`` is a started scheduler.
@@ -26,7 +27,7 @@ import time
 import types
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from typing import Any
 import pytest
 
 from asyncsched import Scheduler
+from tests.servers.running import Servers
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -44,7 +46,9 @@ BLOCK = re.compile(
     r"(?:<!-- example: (?P<file>[\w.]+)(?:, (?P<how>\w+))? -->\n)?```python\n(?P<source>.*?)^```$",
     re.S | re.M,
 )
-HOWS = frozenset({"", "interrupt", "run", "pytest", "module", "fastapi", "aiohttp", "lifespan", "inside"})
+HOWS = frozenset(
+    {"", "interrupt", "run", "pytest", "module", "fastapi", "aiohttp", "lifespan", "inside", "postgres"}
+)
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,19 @@ def test_every_python_block_says_how_it_is_run() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_FILES, ids=name_of)
-def test_the_files_of_a_page_run_as_they_stand(page: Path, tmp_path: Path) -> None:
+def test_the_files_of_a_page_run_as_they_stand(
+    page: Path,
+    tmp_path: Path,
+    stores: Sequence[str],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     files = [example for example in examples_of(page) if example.file]
+    if any(example.how == "postgres" for example in files):
+        if "postgres" not in stores:
+            pytest.skip("postgres was left out by --stores")
+        servers: Servers = request.getfixturevalue("servers")
+        monkeypatch.setenv("DATABASE_URL", servers.url("postgres"))
     for example in files:
         (tmp_path / example.file).write_text(example.source, encoding="utf-8")
     services = [e for e in files if e.how == "run"]
@@ -173,6 +188,7 @@ WAYS: dict[str, Callable[[Example, Path], None]] = {
     "": run_script,
     "interrupt": run_until_interrupted,
     "pytest": run_pytest,
+    "postgres": run_script,
     "module": lambda example, folder: None,
     "fastapi": serve_fastapi,
     "aiohttp": serve_aiohttp,

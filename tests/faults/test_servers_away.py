@@ -111,7 +111,7 @@ async def test_a_server_that_is_frozen_for_longer_than_the_lease_costs_no_job(
     be renewed are given up, and made again."""
     there = Noting(f"{own_url}&timeout=1", lease=2.0)
     async with running(there.scheduler):
-        await there.scheduler.add_jobs([*spread_jobs(), JobSpec("work", id="long", args=[3.0])])
+        await there.scheduler.add_jobs([*spread_jobs(), JobSpec("work", id="long", args=[4.5])])
         await eventually(lambda: len(there.begun) >= JOBS / 5)
         frozen_at = time.monotonic()
         own_server.freeze()
