@@ -368,7 +368,7 @@ class Worker:
     def _take(self, record: Record, now: float, trusted_until: float) -> None:
         """Decide what a claimed record is to do, and have it done; whatever is wrong with it stays with it."""
         held = self.held.get(record.id)
-        if held is not None:
+        if held is not None and _is_of_same_run(held.record, record):
             self._adopt(held, record, trusted_until)
             return
         if self._is_draining:
@@ -502,16 +502,22 @@ class Worker:
 
     def hand_back(self, execution: Execution) -> None:
         """As if it had not been claimed."""
-        self.held.pop(execution.record.id, None)
+        self._let_go(execution)
         if execution.work is not None and self._bus.subscriptions:
             # Its start has been told.
             self._announcer.lost(execution)
         self._slots.give(execution.record.queue)
         self._close(self._ledger.of_hand_back(execution.record, execution.start.due))
 
+    def _let_go(self, execution: Execution) -> None:
+        """Unless its job's next run is held already."""
+        id = execution.record.id
+        if self.held.get(id) is execution:
+            del self.held[id]
+
     def _lose(self, execution: Execution) -> None:
         record = execution.record
-        self.held.pop(record.id, None)
+        self._let_go(execution)
         self.host.logger.warning("run %s@%s lost its lease; its end is not written", record.id, record.fence)
         if self._bus.subscriptions:
             self._announcer.lost(execution)
@@ -617,7 +623,7 @@ class Worker:
                 # It was adopted under a new fence while this settlement was on its way.
                 self._close(item)
                 return
-            self.held.pop(settlement.id, None)
+            self._let_go(item)
             if self._bus.subscriptions:
                 self._announcer.settled(item, answer)
         if answer != "done":
@@ -635,6 +641,12 @@ class Worker:
             )
         elif answer == "stale":
             self.wake()
+
+
+def _is_of_same_run(held: Record, claimed: Record) -> bool:
+    """Whether a job that was claimed while this instance holds it is in the run that is held: not if that was settled, and its
+    answer was lost or is on its way, and not if the job was removed and added again."""
+    return claimed.settled < held.fence and claimed.birth == held.birth
 
 
 class _Crashing(Exception):

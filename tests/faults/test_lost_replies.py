@@ -98,6 +98,32 @@ async def test_a_settlement_whose_reply_is_lost_is_written_once_and_nothing_runs
     assert job.state == "scheduled"
 
 
+async def test_a_claim_that_overtakes_the_repetition_of_a_settlement_is_a_run_of_its_own(
+    store: FaultyStore, faults: Faults
+) -> None:
+    """The settlement was written and its reply lost; before it is repeated the job is due again, and claimed."""
+    scheduler = Scheduler(store, store_retry=Retry(base=0.5), id="here")
+    fired: list[float] = []
+
+    @scheduler.task(name="work")
+    async def work() -> None:
+        fired.append(current_run().fire_time.timestamp())
+
+    async with running(scheduler):
+        await scheduler.add_job("work", every(0.1), id="job")
+        await eventually(lambda: fired)
+        faults.lost["settle"] = 1
+        await eventually(lambda: not faults.lost["settle"])
+        seen = len(fired)
+        await eventually(lambda: len(fired) >= seen + 5, timeout=5, what="the next runs")
+        await scheduler.pause_job("job")
+        await eventually(lambda: not scheduler.running())
+        assert (await outcomes(scheduler)).keys() == {("job", "succeeded")}
+        runs = await scheduler.history.runs("job", limit=1000)
+    assert len(fired) == len(set(fired))
+    assert sorted(run.fire_time.timestamp() for run in runs) == fired
+
+
 @pytest.mark.parametrize("count", [1, 200])
 async def test_an_add_whose_reply_is_lost_adds_once_and_is_no_conflict_with_itself(
     scheduler: Scheduler, store: FaultyStore, faults: Faults, ran: list[str], count: int

@@ -116,6 +116,8 @@ async def test_what_came_due_while_nobody_ran_runs_once_at_the_start(url: str) -
     async with later:
         await eventually(lambda: {"one", "many"} <= set(ran))
         await later.pause_job("many")
+        await eventually(lambda: not later.running())
+        await eventually(lambda: later.history.decisions("many"))
         decisions = await later.history.decisions("many")
     assert ran.count("one") == 1
     assert decisions[-1].reason == "coalesced"

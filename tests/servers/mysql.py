@@ -187,7 +187,9 @@ def _needs_for_making() -> tuple[str, str | None]:
     for source in _apt_sources():
         if codename in source["suites"].split() and "main" in source["components"].split():
             return source["uris"].split()[0], source.get("signed-by")
-    raise CannotStart(f"{start}, and apt's sources name no mirror of Debian {codename}: install MySQL, {_REMEDY}")
+    raise CannotStart(
+        f"{start}, and apt's sources name no mirror of Debian {codename}: install MySQL, {_REMEDY}"
+    )
 
 
 def _apt_sources() -> Iterator[Mapping[str, str]]:
@@ -197,8 +199,13 @@ def _apt_sources() -> Iterator[Mapping[str, str]]:
         text = place.read_text() if place.is_file() else ""
         if place.suffix == ".sources":
             for stanza in re.split(r"\n\s*\n", re.sub(r"^#.*\n?", "", text, flags=re.MULTILINE)):
-                fields = {name.lower(): value.strip() for name, value in re.findall(r"^([\w-]+):(.*)$", stanza, re.M)}
-                if {"uris", "suites", "components"} <= fields.keys() and "deb" in fields.get("types", "").split():
+                fields = {
+                    name.lower(): value.strip()
+                    for name, value in re.findall(r"^([\w-]+):(.*)$", stanza, re.M)
+                }
+                if {"uris", "suites", "components"} <= fields.keys() and "deb" in fields.get(
+                    "types", ""
+                ).split():
                     yield fields
         elif place.suffix == ".list":
             for options, uri, suite, components in re.findall(
@@ -236,7 +243,9 @@ def _lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 def _run(*command: str) -> None:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False
+    )
     if done.returncode:
         said = (done.stdout + done.stderr).decode(errors="replace")
         raise CannotStart(f"{' '.join(command[:3])} failed; install MySQL, {_REMEDY}:\n{said[-3000:]}")

@@ -289,3 +289,46 @@ async def test_a_store_that_is_away_for_renewals_only_is_told_as_recovered_when_
         await clock.advance(30)
         assert [type(event) for event in told] == [StoreDegraded, StoreRecovered]
         assert len(scheduler.running()) == 1
+
+
+async def test_a_claim_that_overtakes_the_repetition_of_a_settlement_begins_the_next_run(
+    clock: ManualClock,
+) -> None:
+    """The settlement was applied and its reply lost: the job may be due again before the settlement is repeated."""
+    store = FaultyStore(SharedMemory())
+    pauses = Retry(delays=(5.0,), base=5.0)
+    scheduler = make(store, clock, store_retry=pauses, lease=30.0)
+    async with running(scheduler, clock=clock):
+        await scheduler.add_job("work", every(1.0), id="job")
+        store.faults.lost["settle"] = 1
+        await clock.advance(20.0)
+        runs = await scheduler.history.runs("job")
+    assert {run.outcome for run in runs} == {"succeeded"}
+    # But for the seconds in which nothing could be written.
+    assert len(runs) >= 15
+    assert len({run.fire_time for run in runs}) == len(runs)
+
+
+async def test_the_run_of_a_job_that_was_removed_does_not_end_the_job_that_was_added_under_its_id(
+    clock: ManualClock,
+) -> None:
+    store = SharedMemory()
+    scheduler = Scheduler(store, clock=clock, lease=30.0)
+    begun: list[int] = []
+
+    @scheduler.task(name="slow")
+    async def slow() -> None:
+        begun.append(current_run().fence)
+        await clock.sleep(60.0)
+
+    async with running(scheduler, clock=clock):
+        await scheduler.add_job("slow", id="job")
+        await clock.advance(1.0)
+        await scheduler.remove_job("job")
+        await scheduler.add_job("slow", id="job")
+        await clock.advance(1.0)
+        assert len(begun) == 2
+        await clock.advance(120.0)
+        runs = await scheduler.history.runs("job")
+    # What runs for a job that is no more has lost it to the new one.
+    assert [run.fence for run in runs if run.outcome == "succeeded"] == [begun[1]]

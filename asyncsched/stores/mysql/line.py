@@ -74,7 +74,9 @@ class PoolLine:
 
     is_guest = False
 
-    def __init__(self, options: Mapping[str, Any], size: int, timeout_s: float, given: Any, place: str) -> None:
+    def __init__(
+        self, options: Mapping[str, Any], size: int, timeout_s: float, given: Any, place: str
+    ) -> None:
         self.max_packet = 1 << 20
         self._options = options
         self._size = size
@@ -142,6 +144,8 @@ class PoolLine:
                     await asyncio.sleep(pause * random.uniform(0.5, 1.5))
                 return await self._call_once(packet)
         except Exception as error:
+            if isinstance(error, TimeoutError):
+                self._evict()
             raise translated(error, self._place, self._timeout_s) from error
 
     async def _call_once(self, packet: bytes) -> Sequence[Answer]:
@@ -164,8 +168,7 @@ class PoolLine:
                 await _ask(connection, b"ROLLBACK")
                 return
             connection.close()
-            if code in _READ_ONLY or isinstance(error, asyncio.CancelledError):
-                # All connections may lead to a server that is none any more; the next call makes a new one.
+            if code in _READ_ONLY:
                 self._evict()
         except BaseException:
             connection.close()
@@ -174,7 +177,10 @@ class PoolLine:
             self._pool.release(connection)
 
     def _evict(self) -> None:
-        """Close the idle connections."""
+        """Close the idle connections: they may lead to where no primary is any more. The next call makes a new one.
+
+        The pool's own way takes its leave from the server, and waits for whoever is connecting.
+        """
         free = self._pool._free
         while free:
             free.popleft().close()
@@ -197,7 +203,9 @@ class GuestLine:
     async def write(self, *statements: str, after: Sequence[str] = ()) -> Sequence[Answer]:
         # What a guard undoes is what was done here, not what the user has done before.
         point = "SAVEPOINT asyncsched"
-        answers = await self._call([point, *statements, f"RELEASE {point}", *after], undo=f"ROLLBACK TO {point}")
+        answers = await self._call(
+            [point, *statements, f"RELEASE {point}", *after], undo=f"ROLLBACK TO {point}"
+        )
         end = 1 + len(statements)
         return [*answers[1:end], *answers[end + 1 :]]
 
@@ -277,7 +285,9 @@ def translated(error: Exception, place: str, timeout_s: float) -> Exception:
     if code == 1049:
         return StoreError(f"there is no such database at {place} {said}: create it, or name another")
     if code in _MISSING:
-        return SchemaError(f"the schema at {place} is gone or damaged {said}: open the store again to create it")
+        return SchemaError(
+            f"the schema at {place} is gone or damaged {said}: open the store again to create it"
+        )
     if code == 1153:
         return StoreError(f"a packet is larger than {here} takes {said}: raise its max_allowed_packet")
     if code == 1665:

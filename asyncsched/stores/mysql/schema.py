@@ -22,6 +22,12 @@ __all__ = ["COLLATIONS", "MIGRATIONS", "SCHEMA_VERSION", "Names"]
 #: By dialect.
 COLLATIONS = {"mariadb": "utf8mb4_nopad_bin", "mysql": "utf8mb4_0900_bin"}
 
+#: By dialect, for the table ``j`` of a join.
+_LOCKS = {
+    "mariadb": ("FOR UPDATE", "LOCK IN SHARE MODE"),
+    "mysql": ("FOR UPDATE OF j", "FOR SHARE OF j"),
+}
+
 _KIND = "ENGINE=InnoDB ROW_FORMAT=DYNAMIC DEFAULT CHARSET=utf8mb4 COLLATE={collation}"
 
 #: A child's id is its parent's and a slot; a lease's name is a limit's key and a slot.
@@ -59,8 +65,14 @@ class Names:
 
     def __init__(self, database: str | None, prefix: str, dialect: str) -> None:
         self.collation = COLLATIONS[dialect]
+        #: How one of several tables is locked: MySQL wants to be told which, and MariaDB does not know how to be told.
+        self.for_update, self.for_share = _LOCKS[dialect]
         self._start = ("" if database is None else f"{_quoted(database)}.", prefix)
-        self.meta, self.spaces, self.fences = self._named("meta"), self._named("spaces"), self._named("fences")
+        self.meta, self.spaces, self.fences = (
+            self._named("meta"),
+            self._named("spaces"),
+            self._named("fences"),
+        )
         self.jobs, self.runs, self.leases = self._named("jobs"), self._named("runs"), self._named("leases")
 
     def write_out(self, template: str) -> str:

@@ -63,4 +63,6 @@ def choice(column: str, of: Sequence[tuple[str, str]]) -> str:
     """What *column* picks from pairs of its value and an expression; the expression alone where all are the same."""
     if len({expression for _, expression in of}) == 1:
         return of[0][1]
-    return f"CASE {column} {' '.join(f'WHEN {text(value)} THEN {expression}' for value, expression in of)} END"
+    return (
+        f"CASE {column} {' '.join(f'WHEN {text(value)} THEN {expression}' for value, expression in of)} END"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import asyncpg
@@ -12,7 +13,7 @@ from asyncsched.errors import SchemaError, StoreError, StoreUnavailable
 
 __all__ = ["Fetch", "GuestLine", "Line", "Rows", "translated"]
 
-Rows = Sequence[Any]
+Rows = list[Any]
 
 #: A statement that lost against another one was undone whole, so it may be sent again; so often.
 _TRIES = 3
@@ -87,7 +88,7 @@ class Line:
                     try:
                         return await self._fetch_once(query, values)
                     except asyncpg.PostgresError as error:
-                        if error.sqlstate not in _LOST_AGAINST_ANOTHER:
+                        if getattr(error, "sqlstate", None) not in _LOST_AGAINST_ANOTHER:
                             raise
                 return await self._fetch_once(query, values)
         except Exception as error:
@@ -128,13 +129,12 @@ class Line:
         task.add_done_callback(self._mending.discard)
 
     async def _give_back(self, connection: Any, is_read_only: bool) -> None:
-        try:
+        # Where it cannot be mended in time, the pool itself throws it away.
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
             if is_read_only and self._given is None:
                 # The server has become a standby, so the other connections to it are of no use either.
                 await self._pool.expire_connections()
             await self._pool.release(connection, timeout=_MENDING_S)
-        except (Exception, asyncio.CancelledError):
-            connection.terminate()
 
 
 class GuestLine:
@@ -164,9 +164,13 @@ def translated(error: Exception, place: str, timeout_s: float) -> StoreError:
     if state is None:
         return _client_failure(error, place)
     if state == _READ_ONLY:
-        return StoreUnavailable(f"PostgreSQL at {place} has become read-only ({error}): connect to the primary")
+        return StoreUnavailable(
+            f"PostgreSQL at {place} has become read-only ({error}): connect to the primary"
+        )
     if state in _MISSING:
-        return SchemaError(f"the schema at {place} is gone or damaged ({error}): open the store again to create it")
+        return SchemaError(
+            f"the schema at {place} is gone or damaged ({error}): open the store again to create it"
+        )
     if state == "42501":
         return StoreError(f"PostgreSQL at {place} refuses it to this role ({error}): grant it that privilege")
     if state[:3] == "28P" or state == "28000":

@@ -151,11 +151,14 @@ _RECORD = """id text, birth text, queue text, priority smallint, task text, wake
 
 # The last two rows bring the clock and the next wake time as their wake_at.
 _CLAIM = f"""CREATE FUNCTION @claim_1(space_ integer, queues text[], token_ text, room bigint,
-    lease_s double precision, ahead_s double precision, now_ double precision)
+    lease_s double precision, ahead_s double precision, now_ double precision, floor_ double precision,
+    floor_end double precision)
 RETURNS TABLE ({_RECORD}) LANGUAGE plpgsql {{guard}} AS $$
 #variable_conflict use_column
 DECLARE
     now_at double precision := {_NOW};
+    -- Where the lanes begin, as far as the caller knows: before it lie dead entries of what was taken.
+    start double precision := CASE WHEN floor_end >= now_at THEN floor_ ELSE '-Infinity' END;
     horizon double precision := now_at + ahead_s;
     until_ double precision := now_at + lease_s;
     next_at double precision;
@@ -178,7 +181,7 @@ BEGIN
         SELECT q.queue, p.priority, first.wake_at
         FROM generate_series(0, 9) AS p (priority), unnest(queues) WITH ORDINALITY AS q (queue, place),
             LATERAL (SELECT j.wake_at FROM @jobs j
-                WHERE j.space = space_ AND j.queue = q.queue AND j.priority = p.priority AND j.wake_at IS NOT NULL
+                WHERE j.space = space_ AND j.queue = q.queue AND j.priority = p.priority AND j.wake_at >= start
                 ORDER BY j.wake_at LIMIT 1) AS first
         ORDER BY p.priority DESC, q.place
     LOOP
@@ -366,8 +369,11 @@ BEGIN
             END IF;
         END IF;
     END LOOP;
-    {_LOG.replace("unnest(log_ids", "unnest(log_of, log_ids").replace("AS e (job_id", "AS e (of_, job_id")
-         .replace("ON CONFLICT", "WHERE keeps[e.of_] ON CONFLICT")};
+    {
+    _LOG.replace("unnest(log_ids", "unnest(log_of, log_ids")
+    .replace("AS e (job_id", "AS e (of_, job_id")
+    .replace("ON CONFLICT", "WHERE keeps[e.of_] ON CONFLICT")
+};
     PERFORM @tell_1(space_, tag, told, now_at);
 END $$"""
 

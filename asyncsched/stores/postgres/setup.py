@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
-
-import asyncpg
+from typing import Any, NamedTuple
 
 from asyncsched.errors import SchemaError, StoreError, StoreUnavailable
 from asyncsched.stores.postgres import schema
@@ -20,11 +18,10 @@ _OLDEST = 130000
 _LOCK = 4_171_962_202
 
 _LOOK = """SELECT current_setting('server_version_num')::integer, current_setting('server_encoding'), pg_is_in_recovery(),
-    current_setting('transaction_read_only') = 'on', to_regclass($1) IS NOT NULL, current_user::text, to_regnamespace($2) IS NOT NULL"""
+    current_setting('transaction_read_only') = 'on', to_regclass($1) IS NOT NULL, current_user::text,
+    to_regnamespace($2) IS NOT NULL"""
 _VERSION = "SELECT value FROM @meta WHERE key = 'schema'"
-_SET_VERSION = (
-    "INSERT INTO @meta (key, value) VALUES ('schema', {}) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
-)
+_SET_VERSION = "INSERT INTO @meta (key, value) VALUES ('schema', {}) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 _SPACE = "SELECT id FROM @spaces WHERE name = $1"
 _NEW_SPACE = "INSERT INTO @spaces (name) VALUES ($1) ON CONFLICT (name) DO NOTHING"
 
@@ -53,7 +50,9 @@ async def prepared_space(line: Line, names: Names, namespace: str, place: str, c
     found = await _version(line, names) if server.has_schema else 0
     if found != schema.SCHEMA_VERSION:
         if found > schema.SCHEMA_VERSION:
-            raise SchemaError(f"{here} has version {found}, this code {schema.SCHEMA_VERSION}: upgrade asyncsched")
+            raise SchemaError(
+                f"{here} has version {found}, this code {schema.SCHEMA_VERSION}: upgrade asyncsched"
+            )
         if not create:
             what = "is not there" if not found else f"has version {found}, this code {schema.SCHEMA_VERSION}"
             raise SchemaError(
@@ -69,10 +68,14 @@ def _check(server: _Server, place: str) -> None:
             f"PostgreSQL at {place} is version {server.version // 10000}; {_OLDEST // 10000} or later is needed"
         )
     if server.encoding != "UTF8":
-        raise StoreError(f"the database at {place} is encoded in {server.encoding}: use one with encoding UTF8")
+        raise StoreError(
+            f"the database at {place} is encoded in {server.encoding}: use one with encoding UTF8"
+        )
     if server.is_standby or server.is_read_only:
         kind = "a standby" if server.is_standby else "read-only"
-        raise StoreUnavailable(f"PostgreSQL at {place} is {kind}, and jobs need writing: connect to the primary")
+        raise StoreUnavailable(
+            f"PostgreSQL at {place} is {kind}, and jobs need writing: connect to the primary"
+        )
 
 
 async def _version(line: Line, names: Names) -> int:
@@ -83,7 +86,7 @@ async def _version(line: Line, names: Names) -> int:
 async def _bring_up_to_date(line: Line, names: Names, server: _Server) -> None:
     """Create or migrate in one transaction, one opener after the other; the others then find it done."""
 
-    async def look_again_and_migrate(connection: asyncpg.Connection) -> None:
+    async def look_again_and_migrate(connection: Any) -> None:
         await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
         found = 0
         if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", names.qualified("meta")):

@@ -36,7 +36,7 @@ _NOW = "coalesce({}::double precision, extract(epoch FROM clock_timestamp())::do
 NOW = "SELECT extract(epoch FROM clock_timestamp())::double precision"
 TELL = "SELECT pg_notify($1, $2)::text"
 ADD = _call("add_1", 18)
-CLAIM = _call("claim_1", 7)
+CLAIM = _call("claim_1", 9)
 RENEW = _call("renew_1", 6)
 SETTLE = _call("settle_1", 20)
 SETTLE_EACH = _call("settle_each_1", 37)
@@ -131,10 +131,8 @@ def page(
         if where.queue is not None:
             terms.add("j.queue = {}", where.queue)
         return _STRETCH.format(where=terms.joined()), terms.values
-    if where.queue is None:
-        queues = _QUEUES
-    else:
-        queues = f"SELECT page.* FROM (SELECT {terms.mark(where.queue)}::text AS queue) AS q"
+    of_one = "SELECT page.* FROM (SELECT {}::text AS queue) AS q"
+    queues = _QUEUES if where.queue is None else of_one.format(terms.mark(where.queue))
     return _LANES.format(queues=queues, where=terms.joined()), terms.values
 
 

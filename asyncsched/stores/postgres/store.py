@@ -43,6 +43,10 @@ __all__ = ["PostgresStore"]
 #: A call of prune looks at so many log entries for crowded jobs, and the next call goes on behind them.
 _SWEEP = 10_000
 _LONGEST_PREFIX = 32
+#: How long a claim may begin where the one before found that nothing earlier is left.
+_FLOOR_S = 0.25
+#: Lists of queues that are kept in mind.
+_MANY = 64
 #: Columns of records that mostly hold one value, which then need not be sent: (place, that value).
 _MOSTLY = ((5, None), (6, None), (9, 1), (10, 0), (11, None), (12, 0), (13, 0), (14, None))
 
@@ -127,7 +131,9 @@ class PostgresStore:
         #: Says who told a hint, so that nobody hears his own.
         self._tag = secrets.token_hex(4)
         self._listeners: list[Callable[[float | None], None]] = []
+        self._listener: Listener | None = None
         self._listening: asyncio.Task[None] | None = None
+        self._floors = _Floors()
         #: The job behind which the next call of prune begins to look for crowded ones.
         self._swept = ""
 
@@ -153,7 +159,7 @@ class PostgresStore:
 
     async def close(self) -> None:
         line, self._line, self._fetch = self._line, None, None
-        listening, self._listening = self._listening, None
+        listening, self._listening, self._listener = self._listening, None, None
         self._listeners.clear()
         if listening is not None:
             listening.cancel()
@@ -257,14 +263,27 @@ class PostgresStore:
     async def claim(
         self, queues: Sequence[str], token: str, limit: int, lease_s: float, ahead_s: float = 0.0
     ) -> Claimed:
+        floor, floor_end = self._floors.of(queues)
+        hints = self._floors.hints
         rows = await self._of_space(
-            statements.CLAIM, list(queues), token, limit, lease_s, ahead_s, self._given_now()
+            statements.CLAIM,
+            list(queues),
+            token,
+            limit,
+            lease_s,
+            ahead_s,
+            self._given_now(),
+            floor,
+            floor_end,
         )
-        *taken, clock, next_wake = rows
-        wake_at: float | None = next_wake["wake_at"]
-        return Claimed(
-            [Record(*row) for row in taken], None if wake_at == math.inf else wake_at, clock["wake_at"]
-        )
+        now: float = rows[-2]["wake_at"]
+        next_wake: float | None = rows[-1]["wake_at"]
+        if next_wake == math.inf:
+            next_wake = None
+        if hints == self._floors.hints and self._is_hearing():
+            self._floors.keep(queues, next_wake, floor_end if now <= floor_end else now + _FLOOR_S)
+        del rows[-2:]
+        return Claimed([Record(*row) for row in rows], next_wake, now)
 
     async def renew(self, claims: Sequence[Claim], lease_s: float) -> Renewal:
         ids, fences, holders = _lists(claims, 3)
@@ -339,7 +358,7 @@ class PostgresStore:
         if self._listener_url is None or self._listening is not None:
             return
         channel = self._names.channel(self._space)
-        listener = Listener(
+        self._listener = Listener(
             channel,
             self._tag,
             self._connect_listener,
@@ -347,21 +366,27 @@ class PostgresStore:
             self._tell_listeners,
             _place_of(self._listener_url),
         )
-        self._listening = asyncio.create_task(listener.run(), name="asyncsched-listen")
+        self._listening = asyncio.create_task(self._listener.run(), name="asyncsched-listen")
 
     async def _connect_listener(self) -> asyncpg.Connection:
-        return await asyncpg.connect(self._listener_url, timeout=self._timeout_s, **self._options)
+        # Also the driver's own timeout, since it ends an attempt in better order.
+        options: dict[str, Any] = {**self._options, "timeout": self._timeout_s}
+        return await asyncpg.connect(self._listener_url, **options)
+
+    def _is_hearing(self) -> bool:
+        """Whether what others write is told here; by a clock of the caller's nobody else goes."""
+        return self._listener is not None and self._listener.is_hearing and self._now is None
 
     def _tell_listeners(self, wake_at: float | None) -> None:
+        self._floors.lower(wake_at)
         for listener in tuple(self._listeners):  # One of them may end itself.
             listener(wake_at)
 
     def _hint(self, times: Iterable[float | None]) -> None:
         """Tell the listeners here at once; the statement told all others."""
-        if self._listeners:
-            earliest = min((at for at in times if at is not None), default=math.inf)
-            if earliest < math.inf:
-                self._tell_listeners(earliest)
+        earliest = min((at for at in times if at is not None), default=math.inf)
+        if earliest < math.inf:
+            self._tell_listeners(earliest)
 
     # -- named leases --------------------------------------------------------------------------------------------------
 
@@ -437,6 +462,35 @@ class PostgresStore:
 
     def _given_now(self) -> float | None:
         return None if self._now is None else self._now()
+
+
+class _Floors:
+    """Before which instant nothing is left in the lanes of some queues, as this instance knows from its last claim.
+
+    A claim that begins there does not walk over what was taken since the last vacuum, which after a minute at full speed would
+    be a million dead entries. It holds for a moment only, while others' writes are heard, and no longer than until one is.
+    """
+
+    def __init__(self) -> None:
+        #: How many hints there were; what a claim found is not kept if one came while it was on its way.
+        self.hints = 0
+        self._known: dict[tuple[str, ...], tuple[float, float]] = {}
+
+    def of(self, queues: Sequence[str]) -> tuple[float, float]:
+        """The floor of *queues*, and until when it holds."""
+        return self._known.get(tuple(queues), (-math.inf, -math.inf))
+
+    def keep(self, queues: Sequence[str], floor: float | None, end: float) -> None:
+        if len(self._known) >= _MANY:
+            self._known.clear()
+        self._known[tuple(queues)] = (math.inf if floor is None else floor, end)
+
+    def lower(self, wake_at: float | None) -> None:
+        """Something became due at *wake_at*, or at an instant that is not known."""
+        self.hints += 1
+        for queues, (floor, end) in tuple(self._known.items()):
+            if wake_at is None or wake_at < floor:
+                self._known[queues] = (-math.inf if wake_at is None else wake_at, end)
 
 
 _KEYWORDS: Mapping[str, Callable[[str], object]] = {

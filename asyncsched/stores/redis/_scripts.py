@@ -20,6 +20,7 @@ __all__ = [
     "RENEW",
     "RUNS",
     "SETTLE",
+    "UNPARK",
     "UPDATE",
     "Script",
 ]
@@ -47,7 +48,8 @@ UPDATE = _script("update", "records")
 REMOVE = _script("remove", "records")
 CLAIM = _script("claim", "records")
 RENEW = _script("renew", "records")
-SETTLE = _script("settle", "records", "log")
+SETTLE = _script("settle", "records", "parked", "log")
+UNPARK = _script("unpark", "records", "parked")
 RUNS = _script("runs", "log")
 PRUNE = _script("prune", "log")
 ACQUIRE = _script("acquire", "leases")

@@ -86,6 +86,8 @@ class Server:
     def connect(self) -> None:
         """Have a client; it connects when it is first used."""
         self._is_ready = False
+        # The client of a cluster refuses a call that finds all connections in use; one listens for hints.
+        self._room = asyncio.Semaphore(self._connections - 1)
         if self._given is not None:
             self._client = self._given
         elif self._is_cluster:
@@ -159,8 +161,9 @@ class Server:
         if isinstance(client, RedisCluster):
             await client.initialize()
             # With a node named, the client follows the cluster's redirections and repeats nothing else.
-            node = client.get_node_from_key(key)
-            return await client.execute_command(*command, target_nodes=node, **{NEVER_DECODE: True})
+            async with self._room:
+                node = client.get_node_from_key(key)
+                return await client.execute_command(*command, target_nodes=node, **{NEVER_DECODE: True})
         if client.connection is not None or client.single_connection_client:
             return await client.execute_command(*command, **{NEVER_DECODE: True})
         # By a connection of its pool, since a client's own way may be told to repeat what was cut off.

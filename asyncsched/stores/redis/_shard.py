@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 
@@ -35,7 +36,7 @@ _SWEEPS, _SWEPT_JOBS = 20, 500
 
 _encode = msgspec.msgpack.Encoder().encode
 _fixed = msgspec.msgpack.Decoder(tuple[str, str, str, int, str, bytes]).decode
-_claimed = msgspec.msgpack.Decoder(tuple[float, float | None, int, int, bool | None]).decode
+_claimed = msgspec.msgpack.Decoder(tuple[float, float | None, int, int, bool | None, int]).decode
 _ids = msgspec.msgpack.Decoder(list[str]).decode
 _renewed = msgspec.msgpack.Decoder(tuple[float, list[int]]).decode
 _page = msgspec.msgpack.Decoder(tuple[bool, bytes]).decode
@@ -43,6 +44,7 @@ _entries = msgspec.msgpack.Decoder(tuple[bool, bytes, list[tuple[str, int, str, 
 _pruned = msgspec.msgpack.Decoder(tuple[int, bytes]).decode
 _acquired = msgspec.msgpack.Decoder(tuple[int, list[tuple[str, int, float]]]).decode
 _extended = msgspec.msgpack.Decoder(list[tuple[str, int, float]]).decode
+_count = msgspec.msgpack.Decoder(int).decode
 _opened = msgspec.msgpack.Decoder(tuple[int | None, str | None, int, int]).decode
 
 _ANSWERS: dict[int, Settled] = {
@@ -116,13 +118,17 @@ def _records(parts: Sequence[bytes]) -> list[Record]:
     return found
 
 
-def _of_settlement(s: Settlement) -> tuple[object, ...]:
+def _of_settlement(s: Settlement, queue: str | None) -> tuple[object, ...]:
     entries = [(e.job_id, e.fence, e.kind, e.fire_at, e.at, _raw(e.body)) for e in s.entries]
-    spawn = [_of_record(r) for r in s.spawn] if s.spawn else ()
-    return (
-        s.id, s.fence, s.holder, s.version, _raw(s.cursor), s.wake_at, s.hold, s.delete, s.hand_back,
-        entries, spawn, s.unpark,
-    )  # fmt: skip
+    kind = 1 if s.delete else 2 if s.hand_back else 0
+    plain = (s.id, s.fence, s.holder, s.version, _raw(s.cursor), s.wake_at, s.hold, kind, entries)
+    if not s.spawn and s.unpark is None:
+        return plain
+    if queue is None:
+        return (*plain, [_of_record(r) for r in s.spawn], s.unpark)
+    here = [_of_record(r) for r in s.spawn if r.queue == queue]
+    sent = {f"{r.queue}\0{r.id}": _raw(_encoded(_of_record(r))) for r in s.spawn if r.queue != queue}
+    return (*plain, here, None, sent)
 
 
 def _of_update(u: Update) -> tuple[object, ...]:
@@ -132,16 +138,27 @@ def _of_update(u: Update) -> tuple[object, ...]:
 class Shard:
     """The jobs, the log and the fences under the hash tag *tag*."""
 
-    def __init__(self, server: Server, tag: str, hints: Hints, now: Callable[[], float | None]) -> None:
-        names = ("jobs", "fixed", "lanes", "holds", "claims", "counts", "log", "times", "of_jobs", "meta", "leases")
+    def __init__(
+        self, server: Server, tag: str, hints: Hints, now: Callable[[], float | None], queue: str | None = None
+    ) -> None:
+        names = (
+            "jobs", "fixed", "lanes", "holds", "claims", "counts", "log", "times", "of_jobs", "meta", "leases", "sent",
+        )  # fmt: skip
         keys = {name: f"{{{tag}}}:{name}".encode() for name in names}
         self.keys = keys
         self._own = tuple(keys[name] for name in names[:6])
         self._all = tuple(keys[name] for name in names[:9])
         self._with_meta = (*self._own, keys["meta"])
         self._leases = (keys["leases"], keys["meta"])
+        if queue is not None:
+            self._with_meta += (keys["sent"],)
+            self._all += (keys["sent"],)
         self._server = server
         self._tag = tag
+        #: The only queue here; None: all of the namespace are.
+        self.queue = queue
+        #: Records of other queues that were found here on their way.
+        self.on_their_way = 0
         self._hints = hints
         self._now = now
         #: The highest fence that this client has heard of, and the epoch: both are the server's to keep, and it may lose them.
@@ -154,7 +171,10 @@ class Shard:
         """Make the schema, if it is to be made; return the one that is there, and the layout."""
         keys = (self.keys["meta"],)
         answer = await self._server.run(scripts.OPEN, keys, _encode((create, schema, layout)))
-        found, its_layout, self._epoch, self._seen = _opened(answer)
+        found, its_layout, epoch, fence = _opened(answer)
+        # A store that is opened again remembers what it has seen.
+        self._epoch = epoch if self._epoch is None else self._epoch
+        self._seen = max(self._seen, fence)
         return found, its_layout
 
     # -- records -------------------------------------------------------------------------------------------------------
@@ -213,7 +233,7 @@ class Shard:
                 (self._now(), token, asked, lease_s, ahead_s, _BYTES, bool(records), queues, self._seen, epoch)
             )
             head, *parts = await self._server.run(scripts.CLAIM, self._with_meta, argument)
-            now, next_wake_at, self._epoch, self._seen, is_whole = _claimed(head)
+            now, next_wake_at, self._epoch, self._seen, is_whole, self.on_their_way = _claimed(head)
             if is_whole is None:
                 raise self._lost_writes(epoch)
             taken = _records(parts)
@@ -246,10 +266,38 @@ class Shard:
         answers: list[Settled] = []
         hints = self._hints
         head = (self._now(), hints.channel, hints.sender)
-        for argument in _chunks(head, list(map(_of_settlement, settlements)), _SETTLEMENTS):
+        items = [_of_settlement(s, self.queue) for s in settlements]
+        for argument in _chunks(head, items, _SETTLEMENTS):
             answer = await self._server.run(scripts.SETTLE, self._all, argument)
             answers += map(_answer, hints.read(answer))
         return answers
+
+    async def unpark(self, hold: str, limit: int) -> int:
+        """Make so many records with that hold due, the earliest first; return how many there were."""
+        hints = self._hints
+        argument = _encode((self._now(), hints.channel, hints.sender, hold, limit))
+        return _count(hints.read(await self._server.run(scripts.UNPARK, self._own, argument)))
+
+    # -- records on their way to another queue -----------------------------------------------------------------------------
+
+    async def sent(self) -> dict[str, list[tuple[bytes, bytes]]]:
+        """By queue, the records that were spawned here for it and are not known to have come there, each with its key."""
+        answer = await self._server.command("HGETALL", self.keys["sent"], key=self.keys["sent"])
+        pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)
+        found: dict[str, list[tuple[bytes, bytes]]] = {}
+        for key, record in pairs:
+            queue, _, _ = key.rpartition(b"\0")
+            found.setdefault(queue.decode(), []).append((key, record))
+        return found
+
+    async def arrive(self, records: Sequence[bytes]) -> None:
+        """Add records that were sent from another queue, unless their ids are taken."""
+        hints = self._hints
+        for argument in _chunks((hints.channel, hints.sender), [msgspec.Raw(r) for r in records], _ITEMS):
+            hints.read(await self._server.run(scripts.ADD, self._own, argument))
+
+    async def forget_sent(self, keys: Sequence[bytes]) -> None:
+        await self._server.command("HDEL", self.keys["sent"], *keys, key=self.keys["sent"])
 
     # -- named leases --------------------------------------------------------------------------------------------------
 
@@ -306,16 +354,16 @@ class Shard:
 # -- below -----------------------------------------------------------------------------------------------------------------
 
 
-def _chunks(head: tuple[object, ...], items: Sequence[tuple[object, ...]], most: int) -> Iterator[bytes]:
+def _chunks(head: tuple[object, ...], items: Sequence[Any], most: int) -> Iterator[bytes]:
     """Arguments with *head* and as many items as are good for one script; an item is never split."""
     for at in range(0, len(items), most):
         yield from _halved(head, items[at : at + most])
 
 
-def _halved(head: tuple[object, ...], items: Sequence[tuple[object, ...]]) -> Iterator[bytes]:
+def _halved(head: tuple[object, ...], items: Sequence[Any]) -> Iterator[bytes]:
     argument = _encoded((*head, items))
     if len(argument) <= _BYTES or len(items) == 1:
-        yield _checked(argument, items[0][0])
+        yield _checked(argument, items[0])
         return
     half = len(items) // 2
     yield from _halved(head, items[:half])
@@ -329,8 +377,9 @@ def _encoded(value: object) -> bytes:
         raise StoreError(f"this cannot be stored: {error}") from error
 
 
-def _checked(argument: bytes, id: object) -> bytes:
+def _checked(argument: bytes, item: Any) -> bytes:
     if len(argument) >= _MOST:
+        id = item[0] if isinstance(item, tuple) else item
         raise StoreError(f"{id!r} has {len(argument)} bytes: Redis takes no more than {_MOST} at once")
     return argument
 

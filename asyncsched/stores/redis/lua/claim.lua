@@ -1,5 +1,5 @@
--- KEYS[7]: meta. ARGV: {now, token, limit, lease, ahead, bytes, is_more, queues, seen, epoch}.
--- Answers msgpack of {now, next wake, epoch, fence, is_whole}, then both parts of each record; with is_whole nil nothing was
+-- KEYS[7]: meta; 8: sent, where queues have tags of their own. ARGV: {now, token, limit, lease, ahead, bytes, is_more, queues, seen, epoch}.
+-- Answers msgpack of {now, next wake, epoch, fence, is_whole, number of records on their way to other queues}, then both parts of each record; with is_whole nil nothing was
 -- claimed, since writes were lost.
 
 local given, token, limit, lease, ahead, room, is_more, queues, seen, epoch = unpack(cmsgpack.unpack(ARGV[1]), 1, 10)
@@ -10,8 +10,9 @@ local horizon, till = now + ahead, now + lease
 local answer = { false }
 
 local function answered(next_wake, fence, is_whole)
-  answer[1] = '\149' .. pack('>Bd', 203, now) .. (next_wake < NEVER and pack('>Bd', 203, next_wake) or '\192')
+  answer[1] = '\150' .. pack('>Bd', 203, now) .. (next_wake < NEVER and pack('>Bd', 203, next_wake) or '\192')
     .. pack('>BI8BI8', 207, epoch, 207, fence) .. (is_whole == nil and '\192' or is_whole and '\195' or '\194')
+    .. cmsgpack.pack(KEYS[8] and call('HLEN', KEYS[8]) or 0)
   return answer
 end
 
@@ -22,10 +23,10 @@ do
   fence, epoch = tonumber(found[1] or 0), tonumber(found[2] or 0)
   if fence < seen then
     -- A margin for what other clients have seen.
-    fence, epoch = seen + 1000000, math.max(epoch, known) + 1
+    fence, epoch = seen + 1000000, math.max(epoch, known or 0) + 1
     call('HSET', meta, 'fence', string.format('%.0f', fence), 'epoch', epoch)
   end
-  if known ~= epoch then return answered(NEVER, fence, nil) end
+  if known and known ~= epoch then return answered(NEVER, fence, nil) end
 end
 
 -- The lanes, high priority first, queues in the order given: one probe for each, which brings its earliest record too.

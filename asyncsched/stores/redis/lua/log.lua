@@ -4,39 +4,47 @@
 -- The key is job, fence, kind and fire time.
 
 local log, times, of_jobs = KEYS[7], KEYS[8], KEYS[9]
-local fresh, bodies, order = {}, {}, {}
+local noted, sets, by_time, by_job, is_noted = {}, {}, {}, {}, {}
 
 -- Take entries in hand: arrays of job, fence, kind, fire time, time, body.
 local function note(entries)
   for _, entry in ipairs(entries) do
-    local job = entry[1]
-    local rest = pack('>d', entry[2]) .. entry[3] .. '\0' .. moment(entry[4])
-    local key = job .. '\0' .. rest
-    if not fresh[key] then
-      local at = moment(entry[5])
-      fresh[key] = { at .. key, measured(job) .. at .. rest }
-      bodies[key] = entry[6]
-      order[#order + 1] = key
+    local job, fence, kind, fire_at, at, body = unpack(entry, 1, 6)
+    if fire_at < 0 then fire_at = 0 end
+    if at < 0 then at = 0 end
+    local key = pack('>sdsd', job, fence, kind, fire_at)
+    if not is_noted[key] then
+      is_noted[key] = true
+      noted[#noted + 1] = key
+      local n = #sets
+      sets[n + 1], sets[n + 2] = key, body
+      by_time[n + 1], by_time[n + 2] = '0', pack('>dsdsd', at, job, fence, kind, fire_at)
+      by_job[n + 1], by_job[n + 2] = '0', pack('>I2c0ddsd', #job, job, at, fence, kind, fire_at)
+    end
+  end
+end
+
+-- Leave out what is there already.
+local function forget_known()
+  local known = {}
+  for i = 1, #noted, 4000 do
+    local values = call('HMGET', log, unpack(noted, i, math.min(i + 3999, #noted)))
+    for j, value in ipairs(values) do
+      if value then known[#known + 1] = i + j - 1 end
+    end
+  end
+  for at = #known, 1, -1 do
+    for _, list in ipairs({ sets, by_time, by_job }) do
+      table.remove(list, 2 * known[at])
+      table.remove(list, 2 * known[at] - 1)
     end
   end
 end
 
 -- Write the entries that are not there yet.
 local function flush_log()
-  local sets, by_time, by_job = {}, {}, {}
-  for i = 1, #order, 1000 do
-    local last = math.min(i + 999, #order)
-    local there = call('HMGET', log, unpack(order, i, last))
-    for j = i, last do
-      local key = order[j]
-      if not there[j - i + 1] then
-        local n = #sets
-        sets[n + 1], sets[n + 2] = key, bodies[key]
-        by_time[n + 1], by_time[n + 2] = '0', fresh[key][1]
-        by_job[n + 1], by_job[n + 2] = '0', fresh[key][2]
-      end
-    end
-  end
+  if #noted == 0 then return end
+  forget_known()
   each('HSET', log, sets)
   each('ZADD', times, by_time)
   each('ZADD', of_jobs, by_job)
