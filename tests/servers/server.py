@@ -216,7 +216,9 @@ def _children_of(pid: int) -> list[int]:
         found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, check=False).stdout.split()
         return [int(child) for child in found]
     children = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            children += [int(child) for child in task.read_text().split()]
+    # A process may end while it is looked at.
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                children += [int(child) for child in task.read_text().split()]
     return [*children, *(grandchild for child in children for grandchild in _children_of(child))]

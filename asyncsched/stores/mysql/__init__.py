@@ -9,6 +9,6 @@ try:
 except ImportError as error:
     raise MissingExtra('the MySQL store needs aiomysql: pip install "asyncsched[mysql]"') from error
 
-from asyncsched.stores.mysql.store import MySQLStore
+from asyncsched.stores.mysql._store import MySQLStore
 
 __all__ = ["MySQLStore"]

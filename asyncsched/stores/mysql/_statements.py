@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from asyncsched.contract import Claim, Entry, Filter, Lease, Record, Settlement, Update
-from asyncsched.stores.mysql.schema import Names
-from asyncsched.stores.mysql.text import (
+from asyncsched.stores.mysql._schema import Names
+from asyncsched.stores.mysql._text import (
     blob,
     choice,
     integer,
@@ -139,7 +139,8 @@ class Statements:
         until = f"({_NOW} + {real(lease_s)})"
         return [
             self._take(
-                f"SELECT id, wake_at AS was, IF(holder IS NULL, NULL, fence) AS prior FROM {self._n.jobs} FORCE INDEX (lane) WHERE space = {self._space} "
+                "SELECT id, wake_at AS was, IF(holder IS NULL, NULL, fence) AS prior "
+                f"FROM {self._n.jobs} FORCE INDEX (lane) WHERE space = {self._space} "
                 f"AND queue = {text(queue)} AND priority = {integer(priority)} AND wake_at <= {horizon} {fresh} "
                 f"ORDER BY wake_at, id LIMIT {integer(room)} FOR UPDATE SKIP LOCKED"
             ),

@@ -64,6 +64,7 @@ class Names:
     """What the tables with one *prefix* in one *database* are called; in the connection's own database if it is None."""
 
     def __init__(self, database: str | None, prefix: str, dialect: str) -> None:
+        self.prefix = prefix
         self.collation = COLLATIONS[dialect]
         #: How one of several tables is locked: MySQL wants to be told which, and MariaDB does not know how to be told.
         self.for_update, self.for_share = _LOCKS[dialect]

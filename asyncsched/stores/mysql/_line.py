@@ -44,7 +44,7 @@ _MISSING = frozenset({1146, 1054, 1932})
 class Answer(NamedTuple):
     """What one statement brought: how many rows it changed or found, and those it found."""
 
-    count: int
+    changed: int
     rows: Sequence[tuple[Any, ...]]
 
 
@@ -80,9 +80,9 @@ class PoolLine:
         self.max_packet = 1 << 20
         self._options = options
         self._size = size
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._given = given
-        self._place = place
+        self.place = place
         self._pool: Any = given
         # What a session is told once where it is ours has to be told with each transaction where it is not.
         self._begin = ["START TRANSACTION"] if given is None else [f"SET {_ISOLATION}", "START TRANSACTION"]
@@ -91,7 +91,7 @@ class PoolLine:
         if self._given is not None:
             return
         # Locks are given up well before the call is, so that the transaction is tried again and its connection is kept.
-        wait_s = max(1, int(self._timeout_s / 3))
+        wait_s = max(1, int(self.timeout_s / 3))
         session = (
             f"SET SESSION {_ISOLATION}; SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', "
             f"SESSION innodb_lock_wait_timeout = {wait_s}"
@@ -134,7 +134,7 @@ class PoolLine:
     async def _call(self, statements: Sequence[str]) -> Sequence[Answer]:
         try:
             packet = _packed(statements, self.max_packet)
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self.timeout_s):
                 for pause in _PAUSES_S:
                     try:
                         return await self._call_once(packet)
@@ -146,11 +146,11 @@ class PoolLine:
         except Exception as error:
             if isinstance(error, TimeoutError):
                 self._evict()
-            raise translated(error, self._place, self._timeout_s) from error
+            raise translated(error, self.place, self.timeout_s) from error
 
     async def _call_once(self, packet: bytes) -> Sequence[Answer]:
         if self._pool is None:
-            raise StoreError(f"the store on {self._place} is not open: await its open() first")
+            raise StoreError(f"the store on {self.place} is not open: await its open() first")
         connection = await self._pool.acquire()
         try:
             answers = await _ask(connection, packet)
@@ -194,8 +194,8 @@ class GuestLine:
     def __init__(self, connection: Any, timeout_s: float, place: str, max_packet: int) -> None:
         self.max_packet = max_packet
         self._connection = connection
-        self._timeout_s = timeout_s
-        self._place = place
+        self.timeout_s = timeout_s
+        self.place = place
 
     async def read(self, *statements: str) -> Sequence[Answer]:
         return await self._call(statements)
@@ -219,7 +219,7 @@ class GuestLine:
 
     async def _call(self, statements: Sequence[str], undo: str = "") -> Sequence[Answer]:
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self.timeout_s):
                 try:
                     return await _ask(self._connection, _packed(statements, self.max_packet))
                 except MySQLError as error:
@@ -227,7 +227,7 @@ class GuestLine:
                         await _ask(self._connection, undo.encode())
                     raise
         except Exception as error:
-            raise translated(error, self._place, self._timeout_s) from error
+            raise translated(error, self.place, self.timeout_s) from error
 
 
 def _packed(statements: Sequence[str], limit: int) -> bytes:

@@ -6,7 +6,6 @@ import asyncio
 import math
 import re
 import ssl as tls
-import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
@@ -30,21 +29,20 @@ from asyncsched.contract import (
     Settled,
     Settlement,
 )
-from asyncsched.errors import DefinitionError, SchemaError, StoreError, StoreUnavailable
+from asyncsched.errors import DefinitionError, StoreError, StoreUnavailable
 from asyncsched.guest import driver_connection
-from asyncsched.stores.mysql.line import GuestLine, Line, NotApplied, PoolLine
-from asyncsched.stores.mysql.schema import MIGRATIONS, SCHEMA_VERSION, Names
-from asyncsched.stores.mysql.statements import SERVER_NOW, Statements
-from asyncsched.stores.mysql.text import NEVER, integer, real, text
+from asyncsched.stores.mysql._line import Answer, GuestLine, Line, NotApplied, PoolLine
+from asyncsched.stores.mysql._opening import check_guest, check_schema, check_server, ddl, space_of
+from asyncsched.stores.mysql._statements import SERVER_NOW, Statements
+from asyncsched.stores.mysql._text import NEVER, real
 
 __all__ = ["MySQLStore"]
 
 _T = TypeVar("_T")
 
-#: The first release of each that has what the statements need.
-_NEEDED = {"mariadb": (10, 6), "mysql": (8, 0, 17)}
 #: So many items go into one statement, and so many records are claimed by one.
 _PIECE = 500
+_TLS_FILES = ("ssl_ca", "ssl_cert", "ssl_key")
 #: A call of prune looks at so many log entries for crowded jobs, and the next call goes on behind them.
 _SWEEP = 10_000
 #: How long a renewal waits, all in all a moment, for records that another transaction has locked.
@@ -138,7 +136,7 @@ class MySQLStore:
         _refuse(bool(parts.fragment), f"{shown!r} has a #: write it as %23")
         database = unquote(parts.path.removeprefix("/"))
         _refuse(not database, f"{shown!r} names no database: mysql://user:password@host/database")
-        files = {name: keywords.pop(name) for name in ("ssl_ca", "ssl_cert", "ssl_key") if name in keywords}
+        files: dict[str, str] = {name: keywords.pop(name) for name in _TLS_FILES if name in keywords}
         if files:
             keywords["ssl"] = _context(files)
         try:
@@ -177,9 +175,9 @@ class MySQLStore:
         self._line, self._loop = line, asyncio.get_running_loop()
         await line.open()
         try:
-            names = await self._check_server(line)
-            await self._check_schema(line, names)
-            self._sql = Statements(names, await self._space(line, names))
+            names, self._dialect = await check_server(line, self._prefix, self._options["ssl"] is not None)
+            await check_schema(line, names, self._create_schema)
+            self._sql = Statements(names, await space_of(line, names, self._namespace))
         except BaseException:
             await line.close()
             raise
@@ -240,8 +238,8 @@ class MySQLStore:
         return [_record(row) for row in answer.rows]
 
     async def update(self, update: contract.Update) -> Record | None:
-        changed, there = await self._write(*self._sql.update(update, self._clock()))
-        if not changed.count:
+        first, there = await self._write(*self._sql.update(update, self._clock()))
+        if not first.changed:
             self._doubted.add(update.id)
             return None
         self._doubted.discard(update.id)
@@ -331,7 +329,7 @@ class MySQLStore:
         guest = copy(self)
         guest._line, guest._doubted = line, set()
         is_ours = found.get_autocommit() and not found.get_transaction_status()
-        await self._check_guest(line)
+        await check_guest(line)
         if is_ours:
             await line.begin()
         try:
@@ -380,17 +378,17 @@ class MySQLStore:
         if older_than_s is not None:
             before = f"{self._clock()} - {real(older_than_s)}"
             [answer] = await self._write(self._sql.prune_old(before, limit))
-            pruned = answer.count
+            pruned = answer.changed
         if per_job is not None:
             pruned += await self._prune_crowded(per_job, limit - pruned)
         return pruned
 
     # -- below: how it is done -----------------------------------------------------------------------------------------
 
-    async def _read(self, *statements: str) -> Sequence[Any]:
+    async def _read(self, *statements: str) -> Sequence[Answer]:
         return await self._line.read(*statements)
 
-    async def _write(self, *statements: str, after: Sequence[str] = ()) -> Sequence[Any]:
+    async def _write(self, *statements: str, after: Sequence[str] = ()) -> Sequence[Answer]:
         return await self._line.write(*statements, after=after)
 
     def _clock(self) -> str:
@@ -444,7 +442,7 @@ class MySQLStore:
         kept = {(id, fence): version for id, fence, version in rows.rows}
         if left := [c for c in claims if (c.id, c.fence) not in kept]:
             [there] = await self._read(self._sql.holding(left))
-            kept |= {(id, fence): "busy" for id, fence in there.rows}
+            kept |= {(id, fence): "busy" for id, fence in there.rows}  # noqa: C420 - rows are not typed
         return Renewal({c.id: kept.get((c.id, c.fence), "lost") for c in claims}, clock.rows[0][0])
 
     async def _queues(self) -> list[str]:
@@ -510,7 +508,7 @@ class MySQLStore:
         results = await self._write(*statements)
         times += [s.wake_at for s in done if not s.delete]
         times += [r.wake_at for r in spawned]
-        if stale or any(result.count for result in results[len(results) - len(unparked) :]):
+        if stale or any(result.changed for result in results[len(results) - len(unparked) :]):
             times.append(-math.inf)
 
     async def _sorted_out(self, batch: list[Settlement]) -> tuple[list[Settlement], list[Settled]]:
@@ -551,88 +549,6 @@ class MySQLStore:
             self._swept = end or ""
         return pruned
 
-    # -- below: open ---------------------------------------------------------------------------------------------------
-
-    async def _check_server(self, line: PoolLine) -> Names:
-        [answer, secured] = await line.read(
-            "SELECT VERSION(), DATABASE(), @@max_allowed_packet, @@character_set_client, @@character_set_results, @@sql_mode",
-            "SHOW SESSION STATUS LIKE 'Ssl_cipher'",
-        )
-        version, database, packet, client, results, mode = answer.rows[0]
-        self._dialect = "mariadb" if "mariadb" in version.lower() else "mysql"
-        numbers = tuple(map(int, re.findall(r"\d+", version)[:3]))
-        needed = _NEEDED[self._dialect]
-        if numbers < needed:
-            raise StoreError(
-                f"{self._place} is {version}; the store needs MariaDB 10.6 or MySQL 8.0.17 or later: upgrade it"
-            )
-        if database is None:
-            raise StoreError(
-                f"the connections of {self._place} use no database: name one (db=) when you make the pool"
-            )
-        if self._options["ssl"] and self._pool is None and not secured.rows[0][1]:
-            raise StoreError(
-                f"{self._place} offers no TLS, and the driver went on without: enable it there, or ssl=false"
-            )
-        if problem := _unfit(client, results, mode):
-            raise StoreError(f"the connections of {self._place} {problem}")
-        line.max_packet = packet
-        return Names(database, self._prefix, self._dialect)
-
-    async def _check_schema(self, line: PoolLine, names: Names) -> None:
-        here = f"{self._place} (tables {self._prefix}*)"
-        found = await self._schema_version(line, names)
-        if found < SCHEMA_VERSION:
-            if not self._create_schema:
-                missing = "no schema" if not found else f"schema {found}, this code {SCHEMA_VERSION}"
-                raise SchemaError(
-                    f"{here} has {missing}: open it once with create_schema=True, or run what ddl() tells"
-                )
-            await self._migrate(line, names)
-            found = await self._schema_version(line, names)
-        if found > SCHEMA_VERSION:
-            raise SchemaError(f"{here} has schema {found}, this code {SCHEMA_VERSION}: upgrade asyncsched")
-
-    async def _schema_version(self, line: PoolLine, names: Names) -> int:
-        """0: there is none."""
-        try:
-            [answer] = await line.read(f"SELECT value FROM {names.meta} WHERE name = 'schema'")
-        except SchemaError:
-            return 0
-        return int(answer.rows[0][0]) if answer.rows else 0
-
-    async def _migrate(self, line: PoolLine, names: Names) -> None:
-        """Make or change the tables, one instance at a time."""
-        lock = text(f"asyncsched {zlib.crc32(names.meta.encode()):08x}")
-        wait_s = max(1, int(self._timeout_s / 2))
-        guard = f"SET @asyncsched_done = (SELECT one FROM (SELECT 1 AS one UNION ALL SELECT 2) AS two WHERE GET_LOCK({lock}, {wait_s}) IS NOT TRUE)"
-        found = await self._schema_version(line, names)
-        steps = [
-            names.write_out(s)
-            for version in range(found + 1, SCHEMA_VERSION + 1)
-            for s in MIGRATIONS[version]
-        ]
-        try:
-            await line.read(guard, *steps, _set_version(names, SCHEMA_VERSION), f"DO RELEASE_LOCK({lock})")
-        except NotApplied:
-            raise StoreUnavailable(
-                f"another instance has been changing the schema in {self._place} for {wait_s} s"
-            ) from None
-
-    async def _space(self, line: PoolLine, names: Names) -> int:
-        name = text(self._namespace)
-        there = f"SELECT id FROM {names.spaces} WHERE name = {name}"
-        [answer] = await line.read(there)
-        if not answer.rows:
-            alone = f"ON DUPLICATE KEY UPDATE name = {names.spaces}.name"
-            _, answer = await line.write(f"INSERT INTO {names.spaces} (name) VALUES ({name}) {alone}", there)
-        return int(answer.rows[0][0])
-
-    async def _check_guest(self, line: GuestLine) -> None:
-        [answer] = await line.read("SELECT @@character_set_client, @@character_set_results, @@sql_mode")
-        if problem := _unfit(*answer.rows[0]):
-            raise DefinitionError(f"connection= {problem}")
-
 
 class _Lane(NamedTuple):
     queue: str
@@ -651,11 +567,11 @@ def _lanes(queues: Sequence[str], found: Sequence[str], horizon: float) -> list[
     return sorted(each, key=lambda lane: -lane.priority)
 
 
-def _record(row: Sequence[Any]) -> Record:
-    return Record(*row[:5], None if row[5] >= NEVER else row[5], *row[6:])
+def _record(row: tuple[Any, ...]) -> Record:
+    return Record(*(*row[:5], None if row[5] >= NEVER else row[5], *row[6:]))
 
 
-def _taken(rows: Sequence[Sequence[Any]], lane: _Lane, token: str) -> list[Record]:
+def _taken(rows: Sequence[tuple[Any, ...]], lane: _Lane, token: str) -> list[Record]:
     """The records of a claim, in the order of the lane. Positional, since this is the hottest line of the store."""
     queue, priority, _ = lane
     return [
@@ -688,19 +604,6 @@ def _size_of_settlement(s: Settlement) -> int:
     return 2 * len(s.cursor) + 24 * len(s.id) + 400 + entries + sum(map(_size_of_record, s.spawn))
 
 
-def _unfit(client: str, results: str, mode: str) -> str:
-    """What keeps the statements from meaning the same in a session, with the remedy."""
-    if (client, results) != ("utf8mb4", "utf8mb4"):
-        return f"speak {client} and {results}, not utf8mb4: make them with charset='utf8mb4'"
-    if "EMPTY_STRING_IS_NULL" in mode:
-        return "take an empty text for none (sql_mode EMPTY_STRING_IS_NULL): set another sql_mode for them"
-    return ""
-
-
-def _set_version(names: Names, version: int) -> str:
-    return f"REPLACE INTO {names.meta} (name, value) VALUES ('schema', {integer(version)})"
-
-
 def _context(files: dict[str, str]) -> tls.SSLContext:
     context = tls.create_default_context(cafile=files.get("ssl_ca"))
     if "ssl_cert" in files:
@@ -708,7 +611,7 @@ def _context(files: dict[str, str]) -> tls.SSLContext:
     return context
 
 
-_KEYWORDS = {
+_KEYWORDS: dict[str, Callable[[str], object]] = {
     "namespace": str, "table_prefix": str, "create_schema": flag, "timeout": float, "pool_size": int, "unix_socket": str,
     "ssl": flag, "ssl_ca": str, "ssl_cert": str, "ssl_key": str,
 }  # fmt: skip
