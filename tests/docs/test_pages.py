@@ -16,6 +16,9 @@ import asyncsched
 from asyncsched.cli.app import app
 from asyncsched.contract import Capabilities
 from asyncsched.stores.memory import MemoryStore
+from asyncsched.stores.mysql import MySQLStore
+from asyncsched.stores.postgres import PostgresStore
+from asyncsched.stores.redis import RedisStore
 from asyncsched.stores.sqlite import SQLiteStore
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -27,7 +30,16 @@ def read(path: str) -> str:
     return (ROOT / path).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("name", "store"), [("memory", MemoryStore), ("SQLite", SQLiteStore)])
+@pytest.mark.parametrize(
+    ("name", "store"),
+    [
+        ("memory", MemoryStore),
+        ("SQLite", SQLiteStore),
+        ("Redis", RedisStore),
+        ("PostgreSQL", PostgresStore),
+        ("MySQL, MariaDB", MySQLStore),
+    ],
+)
 def test_the_table_of_stores_says_what_the_stores_can_do(name: str, store: type) -> None:
     [row] = re.findall(rf"^\| {name} \|(.*)\|$", read("README.md"), re.M)
     cells = [cell.strip() for cell in row.split("|")]

@@ -155,16 +155,7 @@ class MySQLStore:
 
     def ddl(self) -> str:
         """The statements by which ``open`` makes the tables."""
-        names = Names(None, self._prefix, self._dialect)
-        kind = "MariaDB" if self._dialect == "mariadb" else "MySQL"
-        made = [names.write_out(statement) for version in MIGRATIONS.values() for statement in version]
-        made.append(_set_version(names, SCHEMA_VERSION))
-        return (
-            ";\n".join([f"-- For {kind}; the other one needs another collation", *made]).replace(
-                ";\n", "\n", 1
-            )
-            + ";\n"
-        )
+        return ddl(self._prefix, self._dialect)
 
     async def open(self, now: Callable[[], float] | None = None) -> None:
         if now is not None:
@@ -568,7 +559,8 @@ def _lanes(queues: Sequence[str], found: Sequence[str], horizon: float) -> list[
 
 
 def _record(row: tuple[Any, ...]) -> Record:
-    return Record(*(*row[:5], None if row[5] >= NEVER else row[5], *row[6:]))
+    id, birth, queue, priority, task, wake_at, *rest = row
+    return Record(id, birth, queue, priority, task, None if wake_at >= NEVER else wake_at, *rest)
 
 
 def _taken(rows: Sequence[tuple[Any, ...]], lane: _Lane, token: str) -> list[Record]:
