@@ -18,6 +18,8 @@ SCHEMES = {
     "sqlite": ("asyncsched.stores.sqlite", "SQLiteStore"),
     "redis": ("asyncsched.stores.redis", "RedisStore"),
     "rediss": ("asyncsched.stores.redis", "RedisStore"),
+    "redis+cluster": ("asyncsched.stores.redis", "RedisStore"),
+    "rediss+cluster": ("asyncsched.stores.redis", "RedisStore"),
     "postgresql": ("asyncsched.stores.postgres", "PostgresStore"),
     "postgres": ("asyncsched.stores.postgres", "PostgresStore"),
     "mysql": ("asyncsched.stores.mysql", "MySQLStore"),

@@ -8,9 +8,8 @@ from msgspec.structs import replace
 
 from asyncsched.errors import StoreError
 from asyncsched.stores.redis import RedisStore
-import asyncsched.testing.contract  # isort: skip  # First, so that assertions of its cases speak.
-from asyncsched.testing._contract.trial import NOW, QUEUE, job, settlement, update_of
-from asyncsched.testing.contract import StoreContract, Trial
+from asyncsched.testing import StoreContract
+from asyncsched.testing._contract.trial import NOW, QUEUE, Trial, job, settlement, update_of
 from tests.servers.redis import RedisCluster
 from tests.servers.running import Servers
 

@@ -19,6 +19,7 @@ class RedisServer(Server):
     """One redis-server that logs each write to its disk; *arguments* are added to its command line."""
 
     needs = "redis-server"
+    reads_still = False
 
     def __init__(self, folder: Path | None = None, *arguments: str, password: str = "") -> None:
         super().__init__(folder)
@@ -41,7 +42,15 @@ class RedisServer(Server):
         ]  # fmt: skip
 
     def is_ready(self) -> bool:
-        return self.ask("PING").startswith((b"+PONG", b"-NOAUTH"))
+        wanted = b"-LOADING" if self.reads_still else (b"+PONG", b"-NOAUTH")
+        return self.ask("PING").startswith(wanted)
+
+    def start_loading(self) -> None:
+        """Start it again such that it takes its time to read its data, and return while it does."""
+        arguments, self._arguments = self._arguments, (*self._arguments, "--key-load-delay", "500")
+        self.reads_still = True
+        self.start()
+        self._arguments, self.reads_still = arguments, False
 
     def ask(self, *words: str | int) -> bytes:
         """The first part of the answer to a command, as it came over the wire."""

@@ -121,9 +121,8 @@ class Proxy:
         if self._server is not None:
             self._server.close()
         self.cut()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=5.0)
 
     def of(self, url: str) -> str:
         """*url* by way of this proxy."""

@@ -7,6 +7,7 @@ session: neither server can say of an UPDATE that it is to pass over locked rows
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from asyncsched.contract import Claim, Entry, Filter, Lease, Record, Settlement, Update
 from asyncsched.stores.mysql._schema import Names
@@ -22,7 +23,7 @@ from asyncsched.stores.mysql._text import (
     wake,
 )
 
-__all__ = ["SERVER_NOW", "Statements"]
+__all__ = ["SERVER_NOW", "Lane", "Statements"]
 
 #: Whatever the session's time zone is.
 SERVER_NOW = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6)"
@@ -44,6 +45,12 @@ def _guard(expected: int) -> str:
     """Fails, and with it the transaction, unless so many rows were done: a subquery of two rows is no value."""
     two = "SELECT 1 AS one UNION ALL SELECT 2"
     return f"SET {_DONE} = (SELECT one FROM ({two}) AS two WHERE {_DONE} <> {integer(expected)})"
+
+
+class Lane(NamedTuple):
+    queue: str
+    priority: int
+    earliest: float
 
 
 class Statements:
@@ -116,35 +123,28 @@ class Statements:
     # -- claims --------------------------------------------------------------------------------------------------------
 
     def look(self, queues: Sequence[str], now: str, token: str | None = None) -> str:
-        """One row: the clock, when this session took last, how many the token holds, and of each queue the earliest wake_at
-        of all ten lanes. Each is a probe of the index, whatever is stored."""
+        """One row: the clock, how many records the token holds, and of each queue the earliest wake_at of all ten lanes.
+        Each is a probe of the index, whatever is stored."""
         held = "0"
         if token is not None:
             held = f"(SELECT COUNT(*) FROM {self._held(token, now)})"
-        return f"SELECT {', '.join([now, _NOW, held, *map(self._lanes, queues)])}"
+        return f"SELECT {', '.join([now, held, *map(self._lanes, queues)])}"
 
     def take(
-        self,
-        queue: str,
-        priority: int,
-        room: int,
-        horizon: str,
-        held_until: str,
-        token: str,
-        now: str,
-        lease_s: float,
+        self, lane: Lane, room: int, now: float, horizon: float, token: str, clock: str, lease_s: float
     ) -> list[str]:
         """Claim up to *room* records of one lane that are due at *horizon*, and show them with the wake_at they had."""
-        fresh = "" if held_until == horizon else f"AND (holder IS NULL OR wake_at <= {held_until})"
+        fresh = f"AND (holder IS NULL OR wake_at <= {real(now)}) " if horizon > now else ""
         until = f"({_NOW} + {real(lease_s)})"
         return [
             self._take(
                 "SELECT id, wake_at AS was, IF(holder IS NULL, NULL, fence) AS prior "
                 f"FROM {self._n.jobs} FORCE INDEX (lane) WHERE space = {self._space} "
-                f"AND queue = {text(queue)} AND priority = {integer(priority)} AND wake_at <= {horizon} {fresh} "
+                f"AND queue = {text(lane.queue)} AND priority = {integer(lane.priority)} "
+                f"AND wake_at >= {real(lane.earliest)} AND wake_at <= {real(horizon)} {fresh}"
                 f"ORDER BY wake_at, id LIMIT {integer(room)} FOR UPDATE SKIP LOCKED"
             ),
-            f"SET {_NOW} = {now}",
+            f"SET {_NOW} = {clock}",
             f"INSERT INTO {self._n.fences} () VALUES ()",
             f"UPDATE {self._join_taken} SET j.prior_fence = t.prior, j.wake_at = {until}, "
             f"j.parked_at = IF(j.hold IS NULL, NULL, {until}), j.fence = LAST_INSERT_ID(), j.holder = {text(token)}, "

@@ -9,7 +9,7 @@ import ssl as tls
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import aiomysql
@@ -33,7 +33,7 @@ from asyncsched.errors import DefinitionError, StoreError, StoreUnavailable
 from asyncsched.guest import driver_connection
 from asyncsched.stores.mysql._line import Answer, GuestLine, Line, NotApplied, PoolLine
 from asyncsched.stores.mysql._opening import check_guest, check_schema, check_server, ddl, space_of
-from asyncsched.stores.mysql._statements import SERVER_NOW, Statements
+from asyncsched.stores.mysql._statements import SERVER_NOW, Lane, Statements
 from asyncsched.stores.mysql._text import NEVER, real
 
 __all__ = ["MySQLStore"]
@@ -113,11 +113,10 @@ class MySQLStore:
         self._prefix = table_prefix
         self._create_schema = create_schema
         self._timeout_s = timeout
-        self._dialect = dialect
+        self._dialect: Literal["mariadb", "mysql"] = dialect
         self._now: Callable[[], float] | None = None
-        self._line: Line = PoolLine(self._options, pool_size, timeout, pool, self._place)
+        self._line: Line = self._new_line()
         self._is_open = False
-        self._loop: asyncio.AbstractEventLoop
         self._sql: Statements
         self._listeners: list[Callable[[float | None], None]] = []
         #: The job behind which the next call of prune begins to look for crowded ones.
@@ -162,8 +161,7 @@ class MySQLStore:
             self._now = now
         if self._is_open:
             return
-        line = PoolLine(self._options, self._pool_size, self._timeout_s, self._pool, self._place)
-        self._line, self._loop = line, asyncio.get_running_loop()
+        self._line = line = self._new_line()
         await line.open()
         try:
             names, self._dialect = await check_server(line, self._prefix, self._options["ssl"] is not None)
@@ -175,9 +173,9 @@ class MySQLStore:
         self._is_open = True
 
     async def close(self) -> None:
-        self._listeners.clear()
-        self._is_open = False
         if isinstance(self._line, PoolLine):
+            self._listeners.clear()
+            self._is_open = False
             await self._line.close()
 
     def clone(self) -> MySQLStore | None:
@@ -185,7 +183,7 @@ class MySQLStore:
         if self._pool is not None:
             return None
         clone = copy(self)
-        clone._is_open, clone._listeners = False, []
+        clone._is_open, clone._listeners, clone._line = False, [], self._new_line()
         return clone
 
     async def now(self) -> float:
@@ -222,7 +220,7 @@ class MySQLStore:
             queues = await self._queues() if where.queue is None else [where.queue]
             for piece in _cut(queues):
                 [answer] = await self._read(self._sql.look(piece, "0"))
-                lanes += [lane[:2] for lane in _lanes(piece, answer.rows[0][3:], math.inf)]
+                lanes += [lane[:2] for lane in _lanes(piece, answer.rows[0][2:])]
             if not lanes:
                 return []
         [answer] = await self._read(self._sql.page(where, lanes, limit, after))
@@ -252,27 +250,24 @@ class MySQLStore:
         self, queues: Sequence[str], token: str, limit: int, lease_s: float, ahead_s: float = 0.0
     ) -> Claimed:
         clock = self._clock()
-        [answer] = await self._read(look := self._sql.look(queues, clock, token))
-        now, _, held, *found = answer.rows[0]
+        [answer] = await self._read(self._sql.look(queues, clock, token))
+        now, held, *found = answer.rows[0]
         taken: list[Record] = []
         if held:
             [answer] = await self._read(self._sql.still_held(token, clock))
             taken = [_record(row) for row in answer.rows]
-        lanes = _lanes(queues, found, now + ahead_s)
         look = self._sql.look(queues, clock)
-        for lane in lanes:
+        for lane in _lanes(queues, found):
             if lane.earliest > now + ahead_s:
                 continue
             while (room := min(limit - len(taken), _PIECE)) > 0:
-                statements = self._sql.take(
-                    lane.queue, lane.priority, room, real(now + ahead_s), real(now), token, clock, lease_s
-                )
+                statements = self._sql.take(lane, room, now, now + ahead_s, token, clock, lease_s)
                 *_, rows, seen = await self._write(*statements, after=[look])
                 taken += _taken(rows.rows, lane, token)
-                now, _, _, *found = seen.rows[0]
+                now, _, *found = seen.rows[0]
                 if len(rows.rows) < room:
                     break
-        return Claimed(taken, _earliest(lane.earliest for lane in _lanes(queues, found, math.inf)), now)
+        return Claimed(taken, _earliest(lane.earliest for lane in _lanes(queues, found)), now)
 
     async def renew(self, claims: Sequence[Claim], lease_s: float) -> Renewal:
         versions: dict[str, int | Literal["busy", "lost"]] = {}
@@ -381,6 +376,9 @@ class MySQLStore:
 
     async def _write(self, *statements: str, after: Sequence[str] = ()) -> Sequence[Answer]:
         return await self._line.write(*statements, after=after)
+
+    def _new_line(self) -> PoolLine:
+        return PoolLine(self._options, self._pool_size, self._timeout_s, self._pool, self._place)
 
     def _clock(self) -> str:
         return SERVER_NOW if self._now is None else real(self._now())
@@ -541,16 +539,10 @@ class MySQLStore:
         return pruned
 
 
-class _Lane(NamedTuple):
-    queue: str
-    priority: int
-    earliest: float
-
-
-def _lanes(queues: Sequence[str], found: Sequence[str], horizon: float) -> list[_Lane]:
+def _lanes(queues: Sequence[str], found: Sequence[str]) -> list[Lane]:
     """The lanes of *queues* that have records: high priority first, queues in the order given."""
     each = [
-        _Lane(queue, 9 - place, float(earliest))
+        Lane(queue, 9 - place, float(earliest))
         for queue, of_queue in zip(queues, found, strict=True)
         for place, earliest in enumerate(of_queue.split(" "))
         if earliest
@@ -563,7 +555,7 @@ def _record(row: tuple[Any, ...]) -> Record:
     return Record(id, birth, queue, priority, task, None if wake_at >= NEVER else wake_at, *rest)
 
 
-def _taken(rows: Sequence[tuple[Any, ...]], lane: _Lane, token: str) -> list[Record]:
+def _taken(rows: Sequence[tuple[Any, ...]], lane: Lane, token: str) -> list[Record]:
     """The records of a claim, in the order of the lane. Positional, since this is the hottest line of the store."""
     queue, priority, _ = lane
     return [

@@ -98,43 +98,39 @@ class Line:
         """Do *work*, which may take its time, on one connection and in one transaction."""
         try:
             async with asyncio.timeout(max(self._timeout_s, _LONG_S)):
-                connection = await self._pool.acquire()
+                pool = self._pool
+                connection = await pool.acquire()
                 try:
                     async with connection.transaction():
                         await work(connection)
                 except BaseException as error:
-                    self._mend(connection, error)
+                    await self._mend(pool, connection, error)
                     raise
-                await self._pool.release(connection, timeout=_MENDING_S)
+                await pool.release(connection, timeout=_MENDING_S)
         except Exception as error:
             raise translated(error, self._place, self._timeout_s) from error
 
     async def _fetch_once(self, query: str, values: Sequence[object]) -> Rows:
-        connection = await self._pool.acquire()
+        pool = self._pool
+        connection = await pool.acquire()
         try:
             rows: Rows = await connection.fetch(query, *values)
         except BaseException as error:
-            self._mend(connection, error)
+            await self._mend(pool, connection, error)
             raise
-        await self._pool.release(connection, timeout=_MENDING_S)
+        await pool.release(connection, timeout=_MENDING_S)
         return rows
 
-    def _mend(self, connection: Any, error: BaseException) -> None:
+    async def _mend(self, pool: asyncpg.Pool, connection: Any, error: BaseException) -> None:
         """Give a connection back whose call failed or was given up; whoever gave up does not wait for it."""
-        is_read_only = getattr(error, "sqlstate", None) == _READ_ONLY
-        if is_read_only:
+        if _is_of_the_server(error):
+            # The others of the pool are as dead, or lead to the same standby, and would be found out one by one.
             connection.terminate()
-        task = asyncio.create_task(self._give_back(connection, is_read_only))
+            if self._given is None:
+                await pool.expire_connections()
+        task = asyncio.create_task(_give_back(pool, connection))
         self._mending.add(task)
         task.add_done_callback(self._mending.discard)
-
-    async def _give_back(self, connection: Any, is_read_only: bool) -> None:
-        # Where it cannot be mended in time, the pool itself throws it away.
-        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
-            if is_read_only and self._given is None:
-                # The server has become a standby, so the other connections to it are of no use either.
-                await self._pool.expire_connections()
-            await self._pool.release(connection, timeout=_MENDING_S)
 
 
 class GuestLine:
@@ -154,6 +150,20 @@ class GuestLine:
             raise translated(error, self._place, self._timeout_s) from error
 
 
+def _is_of_the_server(error: BaseException) -> bool:
+    """Whether the server has gone, or has become one that cannot be written to."""
+    state = str(getattr(error, "sqlstate", None) or "")
+    return (
+        state == _READ_ONLY or state[:2] == "08" or state[:3] == "57P" or isinstance(error, ConnectionError)
+    )
+
+
+async def _give_back(pool: asyncpg.Pool, connection: Any) -> None:
+    # Where it cannot be mended in time, the pool itself throws it away.
+    with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
+        await pool.release(connection, timeout=_MENDING_S)
+
+
 def translated(error: Exception, place: str, timeout_s: float) -> StoreError:
     """What the failure *error* of a call to the server at *place* means to the caller."""
     if isinstance(error, StoreError):
@@ -163,25 +173,27 @@ def translated(error: Exception, place: str, timeout_s: float) -> StoreError:
     state = getattr(error, "sqlstate", None)
     if state is None:
         return _client_failure(error, place)
+    # The driver adds hints of its own, for users of the driver.
+    said = str(error).partition("\n")[0]
     if state == _READ_ONLY:
         return StoreUnavailable(
-            f"PostgreSQL at {place} has become read-only ({error}): connect to the primary"
+            f"PostgreSQL at {place} has become read-only ({said}): connect to the primary"
         )
     if state in _MISSING:
         return SchemaError(
-            f"the schema at {place} is gone or damaged ({error}): open the store again to create it"
+            f"the schema at {place} is gone or damaged ({said}): open the store again to create it"
         )
     if state == "42501":
-        return StoreError(f"PostgreSQL at {place} refuses it to this role ({error}): grant it that privilege")
+        return StoreError(f"PostgreSQL at {place} refuses it to this role ({said}): grant it that privilege")
     if state[:3] == "28P" or state == "28000":
-        return StoreError(f"PostgreSQL at {place} refuses the login ({error}): check user and password")
+        return StoreError(f"PostgreSQL at {place} refuses the login ({said}): check user and password")
     if state == "3D000":
-        return StoreError(f"PostgreSQL at {place} has no such database ({error}): create it, or name another")
+        return StoreError(f"PostgreSQL at {place} has no such database ({said}): create it, or name another")
     if state in _STRANGE_STATEMENT:
-        return StoreError(f"a pooler at {place} mixes up statements ({error}): set statement_cache_size=0")
+        return StoreError(f"a pooler at {place} mixes up statements ({said}): set statement_cache_size=0")
     if state in _PASSING or state[:2] in _PASSING or isinstance(error, asyncpg.InvalidCachedStatementError):
-        return StoreUnavailable(f"PostgreSQL at {place} cannot be used at present ({state}): {error}")
-    return StoreError(f"PostgreSQL at {place} refused the call ({state}): {error}")
+        return StoreUnavailable(f"PostgreSQL at {place} cannot be used at present ({state}): {said}")
+    return StoreError(f"PostgreSQL at {place} refused the call ({state}): {said}")
 
 
 def _client_failure(error: Exception, place: str) -> StoreError:

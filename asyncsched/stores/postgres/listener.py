@@ -25,6 +25,7 @@ _SHORTEST_S, _LONGEST_S = 0.2, 30.0
 
 #: Before a word that is said only to find out whether it is heard.
 _PROBE = "?"
+_BACKEND = "SELECT pg_backend_pid()"
 
 
 class Listener:
@@ -39,6 +40,8 @@ class Listener:
         tell: Callable[[str], Awaitable[object]],
         hear: Callable[[float | None], None],
         place: str,
+        *,
+        is_direct: bool = False,
     ) -> None:
         self.is_hearing = False
         self._channel = channel
@@ -47,6 +50,8 @@ class Listener:
         self._tell = tell
         self._hear = hear
         self._place = place
+        #: Whether the user vouches for the connection.
+        self._is_direct = is_direct
         self._heard = asyncio.Event()
         self._lost = asyncio.Event()
         self._turns = 0
@@ -81,6 +86,7 @@ class Listener:
         self._lost.clear()
         try:
             connection.add_termination_listener(self._on_end)
+            await self._within(self._refuse_pooler(connection))
             await self._within(connection.add_listener(self._channel, self._on_word))
             while await self._hears_itself():
                 if not self.is_hearing:
@@ -95,6 +101,11 @@ class Listener:
                 raise StoreError(f"what is told at {self._place} is not heard")
         finally:
             connection.terminate()
+
+    async def _refuse_pooler(self, connection: asyncpg.Connection) -> None:
+        """A pooler lends its connections for a transaction each: one that listens would speak to whoever has it later."""
+        if not self._is_direct and await connection.fetchval(_BACKEND) != connection.get_server_pid():
+            raise StoreError(f"a pooler stands in front of the server at {self._place}")
 
     async def _hears_itself(self) -> bool:
         self._turns += 1
@@ -133,7 +144,7 @@ class Listener:
         if not self._is_warned:
             self._is_warned = True
             _LOGGER.warning(
-                "no hints from other processes, so their jobs are found by polling: %s; a pooler in transaction mode needs "
-                "listener_url= with a direct connection, or listen=False",
+                "no hints from other processes, so their jobs are found by polling: %s; where that is to stay so, set "
+                "listen=False; where a pooler is in the way, give a direct connection as listener_url=",
                 error,
             )

@@ -40,12 +40,8 @@ class Names:
         return f"{_quoted(self.schema)}.{_quoted(self.prefix + name)}"
 
     @property
-    def quoted_schema(self) -> str:
-        return _quoted(self.schema)
-
-    @property
     def create_schema(self) -> str:
-        return f"CREATE SCHEMA IF NOT EXISTS {self.quoted_schema}"
+        return f"CREATE SCHEMA IF NOT EXISTS {_quoted(self.schema)}"
 
 
 def _quoted(name: str) -> str:

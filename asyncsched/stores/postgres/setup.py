@@ -17,9 +17,12 @@ _OLDEST = 130000
 #: Of the advisory lock that openers take while they change a schema; any number that others hardly use.
 _LOCK = 4_171_962_202
 
+_NO_PRIVILEGE = "42501"
+
 _LOOK = """SELECT current_setting('server_version_num')::integer, current_setting('server_encoding'), pg_is_in_recovery(),
-    current_setting('transaction_read_only') = 'on', to_regclass($1) IS NOT NULL, current_user::text,
-    to_regnamespace($2) IS NOT NULL"""
+    current_setting('transaction_read_only') = 'on', to_regclass($1) IS NOT NULL, current_user::text"""
+_TABLES_THERE = """SELECT c.relname::text FROM pg_namespace n LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind = 'r'
+    WHERE n.nspname = $1"""
 _VERSION = "SELECT value FROM @meta WHERE key = 'schema'"
 _SET_VERSION = "INSERT INTO @meta (key, value) VALUES ('schema', {}) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 _SPACE = "SELECT id FROM @spaces WHERE name = $1"
@@ -33,7 +36,6 @@ class _Server(NamedTuple):
     is_read_only: bool
     has_schema: bool
     role: str
-    has_namespace: bool
 
 
 def ddl(names: Names) -> str:
@@ -43,7 +45,7 @@ def ddl(names: Names) -> str:
 
 async def prepared_space(line: Line, names: Names, namespace: str, place: str, create: bool) -> int:
     """The number of *namespace*, once the schema is there in the version of this code."""
-    [row] = await line.fetch(_LOOK, names.qualified("meta"), names.quoted_schema)
+    [row] = await line.fetch(_LOOK, names.qualified("meta"))
     server = _Server(*row)
     _check(server, place)
     here = f"the schema {names.schema!r} at {place} (tables {names.prefix}*)"
@@ -88,13 +90,14 @@ async def _bring_up_to_date(line: Line, names: Names, server: _Server) -> None:
 
     async def look_again_and_migrate(connection: Any) -> None:
         await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
+        # By a query of the catalog: a look-up by name may answer from what was so before the lock was waited for.
+        there = [row[0] for row in await connection.fetch(_TABLES_THERE, names.schema)]
         found = 0
-        if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", names.qualified("meta")):
+        if names.prefix + "meta" in there:
             found = await connection.fetchval(names.write_out(_VERSION))
         if found < schema.SCHEMA_VERSION:
-            steps = [*_steps(names, found)]
-            if not found and server.has_namespace:
-                steps = steps[1:]
+            # Who may create in a schema that is there need not be one who may create schemas.
+            steps = [*_steps(names, found)][1 if there and not found else 0 :]
             await connection.execute(";\n".join(steps))
 
     try:
@@ -102,6 +105,8 @@ async def _bring_up_to_date(line: Line, names: Names, server: _Server) -> None:
     except StoreUnavailable:
         raise
     except StoreError as error:
+        if getattr(error.__cause__, "sqlstate", None) != _NO_PRIVILEGE:
+            raise StoreError(f"the schema {names.schema!r} cannot be created or migrated: {error}") from error
         raise StoreError(
             f"the role {server.role!r} cannot create the schema {names.schema!r}: {error}; grant it CREATE there, name another "
             "with schema=, or have an owner run the statements of ddl() and open with create_schema=False"

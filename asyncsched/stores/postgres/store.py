@@ -43,6 +43,9 @@ __all__ = ["PostgresStore"]
 #: A call of prune looks at so many log entries for crowded jobs, and the next call goes on behind them.
 _SWEEP = 10_000
 _LONGEST_PREFIX = 32
+#: The last is how SQLAlchemy writes it.
+_SCHEMES = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
+_FORM = "write postgresql://user:password@host:port/database"
 #: How long a claim may begin where the one before found that nothing earlier is left.
 _FLOOR_S = 0.25
 #: Lists of queues that are kept in mind.
@@ -120,7 +123,9 @@ class PostgresStore:
     def from_url(cls, url: str) -> PostgresStore:
         """The store of ``postgresql://user:password@host:port/database``, with keywords behind a question mark; those that this
         store does not know are the driver's (``sslmode``, ``target_session_attrs``, ...)."""
-        bare, keywords = keywords_of(url, _KEYWORDS, others=True)
+        scheme, _, rest = url.partition("://")
+        _refuse(scheme.lower() not in _SCHEMES, f"{without_password(url)!r} is no PostgreSQL URL: {_FORM}")
+        bare, keywords = keywords_of(f"postgresql://{rest}", _KEYWORDS, others=True)
         return cls(bare, **keywords)
 
     def _begin(self) -> None:
@@ -184,7 +189,8 @@ class PostgresStore:
     async def within(self, connection: object) -> AsyncIterator[JobStore]:
         given: Any = connection
         # SQLAlchemy begins by itself, and then the end of that transaction is its own to write.
-        is_begun = bool(getattr(given, "in_transaction", lambda: True)())
+        asked = getattr(given, "in_transaction", None)
+        is_begun = not callable(asked) or bool(asked())
         own = await driver_connection(given, asyncpg.Connection, "asyncpg")
         if not own.is_in_transaction():
             async with own.transaction():
@@ -365,6 +371,7 @@ class PostgresStore:
             lambda word: self._ask(statements.TELL, channel, word),
             self._tell_listeners,
             _place_of(self._listener_url),
+            is_direct=self._listener_url != self._url,
         )
         self._listening = asyncio.create_task(self._listener.run(), name="asyncsched-listen")
 

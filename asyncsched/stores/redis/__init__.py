@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -35,7 +36,7 @@ from asyncsched.contract import (
     Settlement,
     Update,
 )
-from asyncsched.errors import MissingExtra, SchemaError, StoreError
+from asyncsched.errors import MissingExtra, SchemaError
 
 try:
     import redis.asyncio
@@ -57,7 +58,7 @@ _SCHEMES = {
     "redis+cluster": ("redis", True),
     "rediss+cluster": ("rediss", True),
 }
-_KEYWORDS = {
+_KEYWORDS: dict[str, Callable[[str], object]] = {
     "namespace": str,
     "spread": flag,
     "cluster": flag,
@@ -82,7 +83,12 @@ class RedisStore:
     """
 
     capabilities = Capabilities(
-        durable=True, shared=True, clock="server", push_hints=True, linearizable=False, transactional_add=False
+        durable=True,
+        shared=True,
+        clock="server",
+        push_hints=True,
+        linearizable=False,
+        transactional_add=False,
     )
 
     def __init__(
@@ -98,17 +104,7 @@ class RedisStore:
         max_connections: int = 10,
         **options: Any,
     ) -> None:
-        refuse((url is None) == (client is None), "a RedisStore takes a URL, such as redis://localhost:6379/0, or client=")
-        refuse(not namespace or not _RESERVED.isdisjoint(namespace), f"namespace cannot be {namespace!r}: {{, }} and | are reserved")
-        refuse(not 0 < timeout < float("inf"), f"timeout is not a number of seconds above 0: {timeout!r}")
-        # One listens for hints, and one is for everything else.
-        refuse(max_connections < 2, f"max_connections cannot be {max_connections}: a store needs 2 at the least")
-        refuse(client is not None and bool(options), f"client= is used as it is, so it takes no {', '.join(sorted(options))}")
-        kinds = redis.asyncio.Redis | redis.asyncio.RedisCluster
-        refuse(
-            client is not None and not isinstance(client, kinds),
-            f"client= takes a Redis or RedisCluster of redis.asyncio; this is {type(client).__module__}.{type(client).__qualname__}",
-        )
+        _check(url, client, namespace, timeout, max_connections, options)
         address, is_cluster = _address(url, cluster)
         self._arguments = {
             "url": url, "namespace": namespace, "spread": spread, "cluster": cluster, "create_schema": create_schema,
@@ -118,19 +114,26 @@ class RedisStore:
         self._namespace = namespace
         self._create_schema = create_schema
         self._server = Server(
-            address, client, is_cluster=is_cluster, timeout_s=timeout, connections=max_connections, options=options
+            address,
+            client,
+            is_cluster=is_cluster,
+            timeout_s=timeout,
+            connections=max_connections,
+            options=options,
         )
         self._hints = Hints(f"{{{namespace}}}:hints", secrets.token_hex(8))
         self._given_now: Callable[[], float] | None = None
         self._base = Shard(self._server, namespace, self._hints, self._time)
-        self._spread = Spread(self._server, namespace, self._hints, self._time, self._base) if spread else None
+        self._spread = (
+            Spread(self._server, namespace, self._hints, self._time, self._base) if spread else None
+        )
         self._jobs: Shard | Spread = self._spread or self._base
         self._listener = Listener(self._server, self._hints)
         self._listening: asyncio.Task[None] | None = None
 
     @classmethod
     def from_url(cls, url: str) -> RedisStore:
-        """The store of ``redis://[user:password@]host:6379/0``, ``rediss://`` (TLS), ``unix://``, ``redis+cluster://host,host`` or
+        """The store of ``redis://[user:password@]host:6379/0``, ``rediss://`` (TLS), ``redis+cluster://host,host`` or
         ``rediss+cluster://``, with keywords behind a question mark; those that are not the store's go to the client."""
         address, keywords = keywords_of(url, _KEYWORDS, others=True)
         return cls(address, **keywords)
@@ -160,7 +163,9 @@ class RedisStore:
         if schema != _SCHEMA:
             raise SchemaError(f"{here} has schema {schema}, this code {_SCHEMA}: upgrade asyncsched")
         if its_layout != layout:
-            raise SchemaError(f"{here} was made with spread={its_layout == 'spread'}: open it so, or choose another namespace")
+            raise SchemaError(
+                f"{here} was made with spread={its_layout == 'spread'}: open it so, or choose another namespace"
+            )
 
     async def close(self) -> None:
         listening, self._listening = self._listening, None
@@ -188,8 +193,10 @@ class RedisStore:
 
     def ddl(self) -> str:
         """Redis has no schema to be made beforehand: what the store keeps, and where."""
-        tags = f"{{{self._namespace}|QUEUE}}" if self._spread else f"{{{self._namespace}}}"
-        return _KEYS.format(base=f"{{{self._namespace}}}", tag=tags)
+        base = f"{{{self._namespace}}}"
+        if self._spread is None:
+            return _KEYS.format(base=base, tag=base)
+        return (_KEYS + _SPREAD_KEYS).format(base=base, tag=f"{{{self._namespace}|QUEUE}}")
 
     def _time(self) -> float | None:
         """The time to go by; None: the server's."""
@@ -272,35 +279,73 @@ class RedisStore:
         return await self._jobs.prune(older_than_s, per_job, limit)
 
 
+def _check(
+    url: str | None,
+    client: object,
+    namespace: str,
+    timeout: float,
+    max_connections: int,
+    options: dict[str, Any],
+) -> None:
+    refuse(
+        (url is None) == (client is None),
+        "a RedisStore takes a URL, such as redis://localhost:6379/0, or client=",
+    )
+    kinds = redis.asyncio.Redis | redis.asyncio.RedisCluster
+    kind = f"{type(client).__module__}.{type(client).__qualname__}"
+    refuse(
+        client is not None and not isinstance(client, kinds),
+        f"client= takes a Redis or RedisCluster of redis.asyncio; this is {kind}",
+    )
+    refuse(
+        client is not None and bool(options),
+        f"client= is used as it is: give {', '.join(sorted(options))} to it",
+    )
+    refuse(
+        not namespace or not _RESERVED.isdisjoint(namespace),
+        f"namespace cannot be {namespace!r}: it has a name, without {{, }} and |",
+    )
+    refuse(
+        not 0 < timeout < math.inf, f"timeout cannot be {timeout!r}: a number of seconds above 0 is wanted"
+    )
+    # One listens for hints, and the others are for everything else.
+    refuse(max_connections < 2, f"max_connections cannot be {max_connections}: a store needs 2 at the least")
+
+
 def _address(url: str | None, cluster: bool) -> tuple[str, bool]:
     """The URL as the client takes it, and whether it is one of a cluster."""
     if url is None:
         return "", False
-    parts = urlsplit(url)
-    known = _SCHEMES.get(parts.scheme)
+    parts, shown = urlsplit(url), without_password(url)
     forms = "write redis://localhost:6379/0, rediss:// for TLS, unix:///path, or redis+cluster://host:7000,host:7001"
-    if known is None:
-        refuse(True, f"{without_password(url)!r} is no Redis URL: {forms}")
-        raise StoreError(forms)
-    scheme, is_cluster = known
+    refuse(parts.scheme not in _SCHEMES, f"{shown!r} is no Redis URL: {forms}")
+    scheme, is_cluster = _SCHEMES[parts.scheme]
     is_cluster = is_cluster or cluster
-    refuse("," in parts.netloc and not is_cluster, f"{without_password(url)!r} names several servers, as only a cluster has: {forms}")
-    refuse(is_cluster and parts.path not in ("", "/", "/0"), f"{without_password(url)!r}: a cluster has database 0 only")
+    refuse(
+        "," in parts.netloc and not is_cluster,
+        f"{shown!r} names several servers, as only a cluster has: {forms}",
+    )
+    refuse(is_cluster and parts.path not in ("", "/", "/0"), f"{shown!r}: a cluster has database 0 only")
     return urlunsplit(parts._replace(scheme=scheme)), is_cluster
 
 
 _KEYS = """\
 -- Redis needs no schema. The store keeps these keys, none of which ever expires:
--- {base}:meta     hash  schema, layout, epoch, fence
--- {base}:leases   hash  key of a named lease -> fence, end, holder
--- {base}:hints    pub/sub channel
--- {tag}:jobs     hash  id -> what changes of a record with each claim
--- {tag}:fixed    hash  id -> what does not
--- {tag}:lanes    zset  queue, priority, wake time, id
--- {tag}:holds    zset  hold, wake time, id
--- {tag}:claims   hash  token of a claim -> ids
--- {tag}:counts   hash  token of a claim -> how many it holds
--- {tag}:log      hash  key of a log entry -> body
--- {tag}:times    zset  time, key of a log entry
+-- {base}:meta  hash  schema, layout, epoch, fence
+-- {base}:leases  hash  key of a named lease -> fence, end, holder
+-- {base}:hints  pub/sub channel
+-- {tag}:jobs  hash  id -> what changes of a record with each claim
+-- {tag}:fixed  hash  id -> what does not
+-- {tag}:lanes  zset  queue, priority, wake time, id
+-- {tag}:holds  zset  hold, wake time, id
+-- {tag}:claims  hash  token of a claim -> ids
+-- {tag}:counts  hash  token of a claim -> how many it holds
+-- {tag}:log  hash  key of a log entry -> body
+-- {tag}:times  zset  time, key of a log entry
 -- {tag}:of_jobs  zset  job, time, key of a log entry
+"""
+_SPREAD_KEYS = """\
+-- {base}:queues  set  every queue that has ever had a job
+-- {tag}:meta  hash  epoch, fence
+-- {tag}:sent  hash  queue, id -> record on its way to another queue
 """

@@ -43,7 +43,7 @@ class Listener:
             await asyncio.sleep(min(most, least * 2 ** min(failures, 10)) * (0.5 + random.random()))
 
     async def _listen(self) -> None:
-        pubsub = self._server.client.pubsub()
+        pubsub: Any = self._server.client.pubsub()
         try:
             async with asyncio.timeout(self._server.timeout_s):
                 await pubsub.subscribe(self._hints.channel)

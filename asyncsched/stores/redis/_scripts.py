@@ -34,7 +34,7 @@ class Script(NamedTuple):
 
 
 def _script(name: str, *parts: str) -> Script:
-    folder = files(__package__).joinpath("lua")
+    folder = files("asyncsched.stores.redis").joinpath("lua")
     sources = (folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in ("base", *parts, name))
     text = "\n".join(sources).encode()
     return Script(name, text, sha1(text, usedforsecurity=False).hexdigest())

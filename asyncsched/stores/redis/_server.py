@@ -118,7 +118,9 @@ class Server:
             facts = await self._facts()
         except NoPermissionError:
             return  # Who may not ask is served all the same.
-        version = tuple(int(part) for part in facts.get("redis_version", "999").split(".")[:2] if part.isdigit())
+        version = tuple(
+            int(part) for part in facts.get("redis_version", "999").split(".")[:2] if part.isdigit()
+        )
         if version < _OLDEST:
             found = facts.get("redis_version")
             raise StoreError(f"{self.name} is Redis {found}: 6.2 or later is needed")
@@ -140,7 +142,9 @@ class Server:
         try:
             async with asyncio.timeout(self.timeout_s):
                 try:
-                    answer = await self._send("EVALSHA", script.digest, len(keys), *keys, argument, key=keys[0])
+                    answer = await self._send(
+                        "EVALSHA", script.digest, len(keys), *keys, argument, key=keys[0]
+                    )
                 except NoScriptError:
                     answer = await self._send("EVAL", script.text, len(keys), *keys, argument, key=keys[0])
         except (*_DRIVER_ERRORS, TypeError) as error:
@@ -162,12 +166,12 @@ class Server:
             await client.initialize()
             # With a node named, the client follows the cluster's redirections and repeats nothing else.
             async with self._room:
-                node = client.get_node_from_key(key)
-                return await client.execute_command(*command, target_nodes=node, **{NEVER_DECODE: True})
+                node = client.get_node_from_key(key.decode())
+                return await _execute(client, *command, target_nodes=node)
         if client.connection is not None or client.single_connection_client:
-            return await client.execute_command(*command, **{NEVER_DECODE: True})
+            return await _execute(client, *command)
         # By a connection of its pool, since a client's own way may be told to repeat what was cut off.
-        pool = client.connection_pool
+        pool: Any = client.connection_pool
         connection = await pool.get_connection()
         try:
             await connection.send_command(*command)
@@ -190,7 +194,10 @@ class Server:
                 raise
             except (*_DRIVER_ERRORS, TypeError) as error:
                 raise self.translated(error) from error
-            lines = (line.partition(":") for line in bytes(answer).decode(errors="replace").splitlines())
+            if isinstance(answer, dict):  # Some clients have read it already.
+                facts.update((str(name), str(value)) for name, value in answer.items())
+                continue
+            lines = (line.partition(":") for line in answer.decode(errors="replace").splitlines())
             facts.update((name, value.strip()) for name, _, value in lines)
         return facts
 
@@ -220,22 +227,34 @@ class Server:
         """What the driver's *error* means to whoever called the store."""
         name, said = self.name, _first_line(error)
         if isinstance(error, TypeError):
-            return StoreError(f"{name}: the driver refuses one of the options {sorted(self._options)}: {said}")
-        if isinstance(error, AuthenticationError | AuthorizationError) or said.startswith(("WRONGPASS", "NOAUTH")):
+            return StoreError(
+                f"{name}: the driver refuses one of the options {sorted(self._options)}: {said}"
+            )
+        if isinstance(error, AuthenticationError | AuthorizationError) or said.startswith(
+            ("WRONGPASS", "NOAUTH")
+        ):
             return self._refused(f"{name} refuses this user or password ({said}): correct it in the URL")
         if isinstance(error, NoPermissionError):
             needs = "keys {namespace}*, channel {namespace}*, and the commands of the store's scripts"
-            return self._refused(f"{name} does not allow this user what the store needs ({said}): grant it {needs}")
+            return self._refused(
+                f"{name} does not allow this user what the store needs ({said}): grant it {needs}"
+            )
         if isinstance(error, BusyLoadingError):
             return StoreUnavailable(f"{name} is starting and reads its data still: {said}")
         if isinstance(error, ReadOnlyError):
-            return StoreUnavailable(f"{name} is a replica now and takes no writes: connections to it were given up ({said})")
+            return StoreUnavailable(
+                f"{name} is a replica now and takes no writes: connections to it were given up ({said})"
+            )
         if isinstance(error, OutOfMemoryError) or "OOM" in said[:40]:
-            return StoreUnavailable(f"{name} is out of memory and takes no writes ({said}): raise its maxmemory")
+            return StoreUnavailable(
+                f"{name} is out of memory and takes no writes ({said}): raise its maxmemory"
+            )
         if isinstance(error, ClusterDownError | RedisClusterException):
             return StoreUnavailable(f"the cluster of {name} is not whole at present: {said}")
         if isinstance(error, RedisTimeoutError | TimeoutError):
-            return StoreUnavailable(f"{name} did not answer within {self.timeout_s:g} s: the outcome is unknown")
+            return StoreUnavailable(
+                f"{name} did not answer within {self.timeout_s:g} s: the outcome is unknown"
+            )
         if isinstance(error, RedisConnectionError | OSError):
             return StoreUnavailable(f"{name} cannot be reached, or has cut the connection: {said}")
         if said.startswith(_PASSING):
@@ -249,7 +268,21 @@ class Server:
 
 
 #: The fault of the server: it may succeed when repeated, and must condemn no job.
-_PASSING = ("LOADING", "READONLY", "MASTERDOWN", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "UNKILLABLE")
+_PASSING = (
+    "LOADING",
+    "READONLY",
+    "MASTERDOWN",
+    "MISCONF",
+    "NOREPLICAS",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "BUSY",
+    "UNKILLABLE",
+)
+
+
+async def _execute(client: Any, *command: Any, **options: Any) -> Any:
+    return await client.execute_command(*command, **{NEVER_DECODE: True}, **options)
 
 
 def _split(address: str) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""The jobs under one hash tag, which live on one server of a cluster: encodes calls for the scripts, and decodes their answers."""
+"""The jobs under one hash tag, which live on one server of a cluster: calls as the scripts read them, and answers decoded."""
 
 from __future__ import annotations
 
@@ -54,7 +54,6 @@ _ANSWERS: dict[int, Settled] = {
     ord("l"): "lost",
     ord("g"): "gone",
 }
-_answer = _ANSWERS.__getitem__
 
 
 class Hints:
@@ -139,7 +138,12 @@ class Shard:
     """The jobs, the log and the fences under the hash tag *tag*."""
 
     def __init__(
-        self, server: Server, tag: str, hints: Hints, now: Callable[[], float | None], queue: str | None = None
+        self,
+        server: Server,
+        tag: str,
+        hints: Hints,
+        now: Callable[[], float | None],
+        queue: str | None = None,
     ) -> None:
         names = (
             "jobs", "fixed", "lanes", "holds", "claims", "counts", "log", "times", "of_jobs", "meta", "leases", "sent",
@@ -208,7 +212,9 @@ class Shard:
 
     async def update(self, update: Update) -> Record | None:
         hints = self._hints
-        argument = _checked(_encoded((self._now(), hints.channel, hints.sender, _of_update(update))), update.id)
+        argument = _checked(
+            _encoded((self._now(), hints.channel, hints.sender, _of_update(update))), update.id
+        )
         head, *parts = await self._server.run(scripts.UPDATE, self._own, argument)
         hints.read(head)
         return next(iter(_records(parts)), None)
@@ -230,7 +236,18 @@ class Shard:
             asked = min(limit - len(records), _CLAIMS)
             epoch = self._epoch
             argument = _encode(
-                (self._now(), token, asked, lease_s, ahead_s, _BYTES, bool(records), queues, self._seen, epoch)
+                (
+                    self._now(),
+                    token,
+                    asked,
+                    lease_s,
+                    ahead_s,
+                    _BYTES,
+                    bool(records),
+                    queues,
+                    self._seen,
+                    epoch,
+                )
             )
             head, *parts = await self._server.run(scripts.CLAIM, self._with_meta, argument)
             now, next_wake_at, self._epoch, self._seen, is_whole, self.on_their_way = _claimed(head)
@@ -252,10 +269,10 @@ class Shard:
         logger.error("%s", message)
         return StoreUnavailable(message)
 
-    async def renew(self, claims: Sequence[Claim], lease_s: float) -> tuple[list[int], float | None]:
+    async def renew(self, claims: Sequence[Claim], lease_s: float) -> tuple[list[int], float]:
         """A version for each claim, or -1 where it is lost."""
         versions: list[int] = []
-        now: float | None = None
+        now = math.nan
         for at in range(0, len(claims), _ITEMS) or (0,):
             argument = _encode((self._now(), lease_s, claims[at : at + _ITEMS]))
             now, answers = _renewed(await self._server.run(scripts.RENEW, self._own, argument))
@@ -269,7 +286,7 @@ class Shard:
         items = [_of_settlement(s, self.queue) for s in settlements]
         for argument in _chunks(head, items, _SETTLEMENTS):
             answer = await self._server.run(scripts.SETTLE, self._all, argument)
-            answers += map(_answer, hints.read(answer))
+            answers.extend(_ANSWERS[letter] for letter in hints.read(answer))
         return answers
 
     async def unpark(self, hold: str, limit: int) -> int:
@@ -405,4 +422,3 @@ def _place_of_entry(entry: Entry, job_id: str | None) -> bytes:
     if own == id:
         return base + rest
     return base + b"\xff" if own < id else base
-

@@ -92,7 +92,9 @@ class Spread:
             for record in claimed.records:
                 self._taken_from[record.id, token] = queue
             now = claimed.now if now is None else now
-            if next_wake_at is None or (claimed.next_wake_at is not None and claimed.next_wake_at < next_wake_at):
+            if next_wake_at is None or (
+                claimed.next_wake_at is not None and claimed.next_wake_at < next_wake_at
+            ):
                 next_wake_at = claimed.next_wake_at
             if shard.on_their_way:
                 await self._deliver(shard)

@@ -1,0 +1,174 @@
+"""What a claim costs on PostgreSQL does not grow with what is stored, finished, or dead.
+
+Costs are counted in pages that the server touches, which is the same at each run; how long that takes is not.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+
+from asyncsched.contract import Record, Settlement
+from asyncsched.stores.postgres import PostgresStore
+from tests.servers.running import Servers
+
+pytestmark = pytest.mark.anyio
+
+SMALL, LARGE = 1_000, 1_000_000
+#: How much more a call may cost with a thousand times as much in the store.
+RATIO = 1.5
+NOW = 1_800_000_000.0
+
+_JOBS = """INSERT INTO {jobs} (space, id, birth, queue, priority, task, wake_at, body, cursor, version, fence, settled, tries)
+    SELECT {space}, md5(i::text), 'birth', 'default', 5, 'task', {now} - 1000 + i * 0.01, 'body', '', 1, 0, 0, 0
+    FROM generate_series({first}, {last}) AS i"""
+_RUNS = """INSERT INTO {runs} (space, job_id, fence, kind, fire_at, at, body)
+    SELECT {space}, md5(i::text), i, 'run', {now} - i, {now} - i * 0.01, 'log' FROM generate_series({first}, {last}) AS i"""
+
+
+@pytest.fixture(scope="module")
+def url(stores: Sequence[str], servers: Servers) -> str:
+    if "postgres" not in stores:
+        pytest.skip("postgres was left out by --stores")
+    return servers.url("postgres")
+
+
+class Bench:
+    """A store on one connection, whose statements can be explained."""
+
+    def __init__(self, store: PostgresStore, connection: asyncpg.Connection, place: str) -> None:
+        self.store, self.connection = store, connection
+        self.jobs, self.runs = f"{place}.asyncsched_jobs", f"{place}.asyncsched_runs"
+        self.plans: list[str] = []
+        connection.add_log_listener(lambda _, message: self.plans.append(message.message))
+
+    async def fill(self, statement: str, first: int, last: int) -> None:
+        values = {"jobs": self.jobs, "runs": self.runs, "space": self.store._space, "now": NOW}
+        await self.connection.execute(statement.format(first=first, last=last, **values))
+
+    async def vacuum(self) -> None:
+        for table in (self.jobs, self.runs):
+            await self.connection.execute(f"VACUUM ANALYZE {table}")
+
+    async def claim(self, limit: int = 100) -> list[Record]:
+        async with self.store.within(self.connection) as joined:
+            return (await joined.claim(["default", "other"], secrets.token_hex(4), limit, 30.0)).records
+
+    async def settle(self, records: Sequence[Record]) -> None:
+        batch = [
+            Settlement(id=r.id, fence=r.fence, holder=str(r.holder), version=r.version, delete=i % 2 == 0, wake_at=NOW + 60)
+            for i, r in enumerate(records)
+        ]
+        async with self.store.within(self.connection) as joined:
+            assert await joined.settle(batch) == ["done"] * len(batch)
+
+    async def pages(self) -> tuple[int, int, int]:
+        """How many pages a claim of 100, the settlement of these and a claim of none touch."""
+        counted = []
+        self.plans.clear()
+        held = await self.claim()
+        assert len(held) == 100
+        counted.append(self._touched("claim_1"))
+        await self.settle(held)
+        counted.append(self._touched("settle_1"))
+        await self.claim(limit=0)
+        counted.append(self._touched("claim_1"))
+        return counted[0], counted[1], counted[2]
+
+    def _touched(self, function: str) -> int:
+        """The pages of the last call of *function*: its plan is told last, with what it did inside."""
+        [*_, plan] = [plan for plan in self.plans if f'{function}"(' in plan.partition("\n")[2].partition("\n")[0]]
+        self.plans.clear()
+        return sum(int(found) for found in re.findall(r"shared hit=(\d+)|read=(\d+)", plan.replace(" read=", " shared hit=")) for found in found if found)
+
+
+@pytest.fixture
+async def bench(url: str) -> AsyncIterator[Bench]:
+    async with made(url) as bench:
+        yield bench
+
+
+@asynccontextmanager
+async def made(url: str) -> AsyncIterator[Bench]:
+    place = f"cost_{secrets.token_hex(6)}"
+    store = PostgresStore(url, schema=place, timeout=120.0)
+    await store.open(now=lambda: NOW)
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute("LOAD 'auto_explain'")
+        for setting in ("log_min_duration = 0", "log_analyze = on", "log_buffers = on", "log_nested_statements = on", "log_timing = off"):
+            await connection.execute(f"SET auto_explain.{setting}")
+        await connection.execute("SET client_min_messages = log")
+        bench = Bench(store, connection, place)
+        await connection.execute(f"ALTER TABLE {bench.jobs} SET (autovacuum_enabled = off)")
+        yield bench
+    finally:
+        await store.close()
+        await connection.execute(f"SET client_min_messages = error; SET auto_explain.log_min_duration = -1; DROP SCHEMA {place} CASCADE")
+        await connection.close()
+
+
+def scans(plans: Sequence[str]) -> list[str]:
+    """The steps that read a whole table, an index without a bound, or sort what is stored."""
+    return [line for plan in plans for line in plan.splitlines() if re.search(r"Seq Scan on|Bitmap|Hash Join|Merge Join", line)]
+
+
+async def test_plans_use_the_indexes_from_the_first_call_on_an_empty_store(bench: Bench) -> None:
+    """The plans are made while there is nothing, and kept."""
+    assert await bench.claim() == []
+    await bench.fill(_JOBS, 1, SMALL)
+    for _ in range(3):
+        held = await bench.claim()
+        await bench.settle(held)
+    claims = [plan for plan in bench.plans if "SKIP LOCKED" in plan]
+    probes = [plan for plan in bench.plans if "WITH ORDINALITY" in plan]
+    assert len(claims) >= 3
+    assert len(probes) >= 4
+    for plan in claims + probes:
+        assert "asyncsched_jobs_lane" in plan, plan
+    assert any("asyncsched_jobs_pkey" in plan for plan in bench.plans)
+    assert scans(bench.plans) == []
+
+
+async def test_a_claim_costs_the_same_with_a_million_jobs_and_a_million_finished_runs(bench: Bench) -> None:
+    await bench.fill(_JOBS, 1, SMALL)
+    await bench.fill(_RUNS, 1, SMALL)
+    await bench.vacuum()
+    for _ in range(3):
+        few = await bench.pages()
+    await bench.fill(_JOBS, SMALL + 1, LARGE)
+    await bench.fill(_RUNS, SMALL + 1, LARGE)
+    await bench.vacuum()
+    bench.plans.clear()
+    held = await bench.claim()
+    await bench.settle(held)
+    claims = [plan for plan in bench.plans if "SKIP LOCKED" in plan or "WITH ORDINALITY" in plan]
+    assert claims
+    assert [plan for plan in claims if "asyncsched_jobs_lane" not in plan and "asyncsched_claims" not in plan] == []
+    assert scans(bench.plans) == []
+    many = await bench.pages()
+    for before, after in zip(few, many, strict=True):
+        assert after <= RATIO * before, (few, many)
+
+
+async def test_a_claim_costs_the_same_after_hundreds_of_thousands_of_writes_without_a_vacuum(url: str) -> None:
+    """Of what was taken, dead entries are left at the front of the lanes until the next vacuum."""
+    async with made(url) as bench:
+        await bench.fill(_JOBS, 1, 130_000)
+        await bench.vacuum()
+        store, listening = bench.store, PostgresStore(url, schema=bench.store._names.schema, timeout=120.0)
+        await listening.open()
+        heard: list[float | None] = []
+        listening.on_hint(heard.append)
+        assert store is not listening
+        await bench.connection.execute("SET auto_explain.log_min_duration = -1")
+        for turn in range(120):
+            claimed = await listening.claim(["default"], f"{turn}", 1000, 3600.0)
+            assert len(claimed.records) == 1000
+        await listening.close()
