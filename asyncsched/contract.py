@@ -65,7 +65,8 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     settled: int = 0
     #: Claims since the last settlement; above one means that an earlier claim was lost.
     tries: int = 0
-    #: The fence of the expired claim that the present one took over; None when it was unheld.
+    #: The fence of the expired claim that was taken over since the last settlement; None: there was none. A hand-back keeps it,
+    #: and so does the claim after it, since nobody has written down yet that a claim was lost.
     prior: int | None = None
 
 
@@ -112,7 +113,7 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
     """How one claim ends. Atomic by itself.
 
     With ``hand_back`` the record returns as if it had not been claimed: the cursor and ``settled`` stay and the try is
-    undone; only ``wake_at`` is taken from here. With ``delete`` the record goes. Else cursor, hold and ``wake_at`` are written.
+    undone; ``prior`` stays, and only ``wake_at`` is taken from here. With ``delete`` the record goes. Else cursor, hold and ``wake_at`` are written.
     """
 
     id: str

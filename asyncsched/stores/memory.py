@@ -332,7 +332,7 @@ class MemoryStore:
                 live.append(item)
                 continue
             fence += 1
-            prior = r.fence if r.holder is not None else None
+            prior = r.fence if r.holder is not None else r.prior
             # Positional, since this is the hottest line of the store: the order of Record's fields.
             r = records[id] = Record(
                 id, r.birth, queue, priority, r.task, until, r.hold, r.body, r.cursor,
@@ -403,7 +403,7 @@ class MemoryStore:
         self._records[r.id] = Record(
             r.id, r.birth, r.queue, r.priority, r.task, wake_at,
             r.hold if back else hold, r.body, r.cursor if back else s.cursor, r.version, r.fence, None,
-            r.settled if back else r.fence, max(r.tries - 1, 0) if back else 0, None,
+            r.settled if back else r.fence, max(r.tries - 1, 0) if back else 0, r.prior if back else None,
         )  # fmt: skip
         if wake_at is not None:
             self._push(r.queue, r.priority, wake_at, r.id)

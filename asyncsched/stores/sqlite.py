@@ -108,10 +108,10 @@ _QUEUES = """WITH RECURSIVE found (queue) AS (
         UNION ALL SELECT (SELECT min(j.queue) FROM {p}jobs AS j WHERE j.queue > found.queue)
         FROM found WHERE found.queue IS NOT NULL)
     SELECT queue FROM found WHERE queue IS NOT NULL"""
-_DUE = """SELECT rowid, id, birth, task, hold, body, cursor, version, fence, holder, settled, tries
+_DUE = """SELECT rowid, id, birth, task, hold, body, cursor, version, fence, holder, settled, tries, prior
     FROM {p}jobs WHERE queue = ? AND priority = ? AND wake_at <= ? AND (holder IS NULL OR wake_at <= ?)
     ORDER BY wake_at, id LIMIT ?"""
-_TAKE = """UPDATE {p}jobs SET prior = CASE WHEN holder IS NOT NULL THEN fence END,
+_TAKE = """UPDATE {p}jobs SET prior = CASE WHEN holder IS NOT NULL THEN fence ELSE prior END,
     wake_at = ?, fence = ?, holder = ?, tries = tries + 1 WHERE rowid IN ({list})"""
 _STILL_HELD = f"SELECT {_FIELDS} FROM {{p}}jobs WHERE holder = ? AND wake_at > ?"
 _HELD = "SELECT id, fence, holder, version, wake_at FROM {p}jobs WHERE id IN ({list})"
@@ -120,7 +120,7 @@ _DELETE = "DELETE FROM {p}jobs WHERE fence = ? AND +holder = ? AND version = ? A
 _MOVE = """UPDATE {p}jobs SET wake_at = ?, hold = ?, cursor = ?,
     holder = NULL, settled = fence, tries = 0, prior = NULL WHERE id = ? AND fence = ? AND +holder = ? AND version = ?"""
 _HAND_BACK = """UPDATE {p}jobs SET wake_at = ?,
-    holder = NULL, tries = max(tries - 1, 0), prior = NULL WHERE id = ? AND fence = ? AND +holder = ? AND version = ?"""
+    holder = NULL, tries = max(tries - 1, 0) WHERE id = ? AND fence = ? AND +holder = ? AND version = ?"""
 _UNPARK = "UPDATE {p}jobs SET hold = NULL, wake_at = ? WHERE id IN ({list})"
 
 _PAGE = f"SELECT {_FIELDS} FROM {{p}}jobs WHERE {{source}} AND {{behind}} LIMIT ?"
@@ -523,9 +523,9 @@ class SQLiteStore:
         return [
             Record(
                 id, birth, queue, priority, task, until, hold, body, cursor,
-                version, fence, token, settled, tries + 1, last if holder is not None else None,
+                version, fence, token, settled, tries + 1, prior if holder is None else last,
             )
-            for _, id, birth, task, hold, body, cursor, version, last, holder, settled, tries in due
+            for _, id, birth, task, hold, body, cursor, version, last, holder, settled, tries, prior in due
         ]  # fmt: skip
 
     def _settle_together(self, settlements: Sequence[Settlement], times: list[float | None]) -> None:

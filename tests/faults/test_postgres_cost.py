@@ -62,7 +62,14 @@ class Bench:
 
     async def settle(self, records: Sequence[Record]) -> None:
         batch = [
-            Settlement(id=r.id, fence=r.fence, holder=str(r.holder), version=r.version, delete=i % 2 == 0, wake_at=NOW + 60)
+            Settlement(
+                id=r.id,
+                fence=r.fence,
+                holder=str(r.holder),
+                version=r.version,
+                delete=i % 2 == 0,
+                wake_at=NOW + 60,
+            )
             for i, r in enumerate(records)
         ]
         async with self.store.within(self.connection) as joined:
@@ -83,9 +90,16 @@ class Bench:
 
     def _touched(self, function: str) -> int:
         """The pages of the last call of *function*: its plan is told last, with what it did inside."""
-        [*_, plan] = [plan for plan in self.plans if f'{function}"(' in plan.partition("\n")[2].partition("\n")[0]]
+        [*_, plan] = [
+            plan for plan in self.plans if f'{function}"(' in plan.partition("\n")[2].partition("\n")[0]
+        ]
         self.plans.clear()
-        return sum(int(found) for found in re.findall(r"shared hit=(\d+)|read=(\d+)", plan.replace(" read=", " shared hit=")) for found in found if found)
+        return sum(
+            int(found)
+            for found in re.findall(r"shared hit=(\d+)|read=(\d+)", plan.replace(" read=", " shared hit="))
+            for found in found
+            if found
+        )
 
 
 @pytest.fixture
@@ -102,7 +116,13 @@ async def made(url: str) -> AsyncIterator[Bench]:
     connection = await asyncpg.connect(url)
     try:
         await connection.execute("LOAD 'auto_explain'")
-        for setting in ("log_min_duration = 0", "log_analyze = on", "log_buffers = on", "log_nested_statements = on", "log_timing = off"):
+        for setting in (
+            "log_min_duration = 0",
+            "log_analyze = on",
+            "log_buffers = on",
+            "log_nested_statements = on",
+            "log_timing = off",
+        ):
             await connection.execute(f"SET auto_explain.{setting}")
         await connection.execute("SET client_min_messages = log")
         bench = Bench(store, connection, place)
@@ -110,13 +130,20 @@ async def made(url: str) -> AsyncIterator[Bench]:
         yield bench
     finally:
         await store.close()
-        await connection.execute(f"SET client_min_messages = error; SET auto_explain.log_min_duration = -1; DROP SCHEMA {place} CASCADE")
+        await connection.execute(
+            f"SET client_min_messages = error; SET auto_explain.log_min_duration = -1; DROP SCHEMA {place} CASCADE"
+        )
         await connection.close()
 
 
 def scans(plans: Sequence[str]) -> list[str]:
     """The steps that read a whole table, an index without a bound, or sort what is stored."""
-    return [line for plan in plans for line in plan.splitlines() if re.search(r"Seq Scan on|Bitmap|Hash Join|Merge Join", line)]
+    return [
+        line
+        for plan in plans
+        for line in plan.splitlines()
+        if re.search(r"Seq Scan on|Bitmap|Hash Join|Merge Join", line)
+    ]
 
 
 async def test_plans_use_the_indexes_from_the_first_call_on_an_empty_store(bench: Bench) -> None:
@@ -150,14 +177,18 @@ async def test_a_claim_costs_the_same_with_a_million_jobs_and_a_million_finished
     await bench.settle(held)
     claims = [plan for plan in bench.plans if "SKIP LOCKED" in plan or "WITH ORDINALITY" in plan]
     assert claims
-    assert [plan for plan in claims if "asyncsched_jobs_lane" not in plan and "asyncsched_claims" not in plan] == []
+    assert [
+        plan for plan in claims if "asyncsched_jobs_lane" not in plan and "asyncsched_claims" not in plan
+    ] == []
     assert scans(bench.plans) == []
     many = await bench.pages()
     for before, after in zip(few, many, strict=True):
         assert after <= RATIO * before, (few, many)
 
 
-async def test_a_claim_costs_the_same_after_hundreds_of_thousands_of_writes_without_a_vacuum(url: str) -> None:
+async def test_a_claim_costs_the_same_after_hundreds_of_thousands_of_writes_without_a_vacuum(
+    url: str,
+) -> None:
     """Of what was taken, dead entries are left at the front of the lanes until the next vacuum."""
     async with made(url) as bench:
         await bench.fill(_JOBS, 1, 130_000)

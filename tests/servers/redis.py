@@ -47,7 +47,7 @@ class RedisServer(Server):
 
     def start_loading(self) -> None:
         """Start it again such that it takes its time to read its data, and return while it does."""
-        arguments, self._arguments = self._arguments, (*self._arguments, "--key-load-delay", "500")
+        arguments, self._arguments = self._arguments, (*self._arguments, "--key-load-delay", "300")
         self.reads_still = True
         self.start()
         self._arguments, self.reads_still = arguments, False

@@ -94,6 +94,10 @@ class Proxy:
         for connection in self.connections:
             connection.flows.set()
 
+    def lead_to(self, host: str, port: int) -> None:
+        """New connections go to another server."""
+        self._target = host, port
+
     def lose_reply(self, request: bytes = b"", *, after: int = 0, count: int = 1) -> None:
         """Cut *count* connections after a request reached the server and before its reply reaches the client.
 

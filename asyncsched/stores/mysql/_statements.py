@@ -138,7 +138,7 @@ class Statements:
         until = f"({_NOW} + {real(lease_s)})"
         return [
             self._take(
-                "SELECT id, wake_at AS was, IF(holder IS NULL, NULL, fence) AS prior "
+                "SELECT id, wake_at AS was, IF(holder IS NULL, prior_fence, fence) AS prior "
                 f"FROM {self._n.jobs} FORCE INDEX (lane) WHERE space = {self._space} "
                 f"AND queue = {text(lane.queue)} AND priority = {integer(lane.priority)} "
                 f"AND wake_at >= {real(lane.earliest)} AND wake_at <= {real(horizon)} {fresh}"
@@ -400,16 +400,16 @@ class Statements:
         at = choice("id", [(s.id, wake(s.wake_at)) for s in piece])
         return (
             f"UPDATE {self._n.jobs} SET wake_at = {at}, parked_at = IF(hold IS NULL, NULL, {at}), "
-            f"tries = GREATEST(tries - 1, 0), prior_fence = NULL, holder = NULL {where}"
+            f"tries = GREATEST(tries - 1, 0), holder = NULL {where}"
         )
 
     def _end_stale(self, s: Settlement, now: str) -> str:
         written = "tries = GREATEST(tries - 1, 0)"
         if not s.hand_back:
-            written = f"progress = {blob(s.cursor)}, settled = fence, tries = 0"
+            written = f"progress = {blob(s.cursor)}, settled = fence, tries = 0, prior_fence = NULL"
         return (
             f"UPDATE {self._n.jobs} SET wake_at = {now}, parked_at = IF(hold IS NULL, NULL, {now}), {written}, "
-            f"prior_fence = NULL, holder = NULL WHERE space = {self._space} AND id = {text(s.id)} "
+            f"holder = NULL WHERE space = {self._space} AND id = {text(s.id)} "
             f"AND fence = {integer(s.fence)} AND holder = {text(s.holder)} AND version = {integer(s.version)}"
         )
 

@@ -99,7 +99,7 @@ class Line:
         try:
             async with asyncio.timeout(max(self._timeout_s, _LONG_S)):
                 pool = self._pool
-                connection = await pool.acquire()
+                connection = await self._acquire(pool)
                 try:
                     async with connection.transaction():
                         await work(connection)
@@ -112,7 +112,7 @@ class Line:
 
     async def _fetch_once(self, query: str, values: Sequence[object]) -> Rows:
         pool = self._pool
-        connection = await pool.acquire()
+        connection = await self._acquire(pool)
         try:
             rows: Rows = await connection.fetch(query, *values)
         except BaseException as error:
@@ -121,13 +121,26 @@ class Line:
         await pool.release(connection, timeout=_MENDING_S)
         return rows
 
+    async def _acquire(self, pool: asyncpg.Pool) -> Any:
+        try:
+            return await pool.acquire()
+        except Exception as error:
+            await self._distrust(pool, error)
+            raise
+
+    async def _distrust(self, pool: asyncpg.Pool, error: BaseException) -> bool:
+        """Whether *error* says that the server has gone, or cannot be written to any more: the pool's other connections are as
+        dead, and would be found out one by one."""
+        is_gone = _is_of_the_server(error)
+        if is_gone and self._given is None:
+            await pool.expire_connections()
+        return is_gone
+
     async def _mend(self, pool: asyncpg.Pool, connection: Any, error: BaseException) -> None:
         """Give a connection back whose call failed or was given up; whoever gave up does not wait for it."""
-        if _is_of_the_server(error):
-            # The others of the pool are as dead, or lead to the same standby, and would be found out one by one.
-            connection.terminate()
-            if self._given is None:
-                await pool.expire_connections()
+        if await self._distrust(pool, error):
+            with suppress(asyncpg.InterfaceError):  # It went back to its pool by itself.
+                connection.terminate()
         task = asyncio.create_task(_give_back(pool, connection))
         self._mending.add(task)
         task.add_done_callback(self._mending.discard)

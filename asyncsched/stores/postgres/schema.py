@@ -184,7 +184,7 @@ BEGIN
         earliest := lane.wake_at;
         IF room > 0 AND earliest <= horizon THEN
             RETURN QUERY WITH due AS MATERIALIZED (
-                SELECT j.ctid AS place, j.id, CASE WHEN j.holder IS NOT NULL THEN j.fence END AS prior FROM @jobs j
+                SELECT j.ctid AS place, j.id, CASE WHEN j.holder IS NULL THEN j.prior ELSE j.fence END AS prior FROM @jobs j
                 WHERE j.space = space_ AND j.queue = lane.queue AND j.priority = lane.priority
                     AND j.wake_at >= lane.wake_at AND j.wake_at <= horizon AND (j.holder IS NULL OR j.wake_at <= now_at)
                 ORDER BY j.wake_at, j.id LIMIT room FOR UPDATE SKIP LOCKED
@@ -339,7 +339,7 @@ BEGIN
         IF ways[i] = 1 AND NOT stale THEN
             DELETE FROM @jobs j WHERE j.space = space_ AND j.id = r.id;
         ELSE
-            UPDATE @jobs j SET wake_at = wake, holder = NULL, prior = NULL,
+            UPDATE @jobs j SET wake_at = wake, holder = NULL, prior = CASE WHEN ways[i] = 2 THEN j.prior END,
                 hold = CASE WHEN stale OR ways[i] = 2 THEN j.hold ELSE its_holds[i] END,
                 cursor = CASE WHEN ways[i] = 2 THEN j.cursor ELSE its_cursors[i] END,
                 settled = CASE WHEN ways[i] = 2 THEN j.settled ELSE j.fence END,

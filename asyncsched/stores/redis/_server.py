@@ -40,6 +40,7 @@ Client = Redis | RedisCluster
 logger = logging.getLogger("asyncsched.stores.redis")
 
 _OLDEST = (6, 2)
+_GONE = (ReadOnlyError, BusyLoadingError, RedisConnectionError, OSError)
 #: What the client raises, and what comes through it.
 _DRIVER_ERRORS = (RedisError, RedisClusterException, OSError, TimeoutError)
 
@@ -176,10 +177,11 @@ class Server:
         try:
             await connection.send_command(*command)
             return await connection.read_response(disable_decoding=True)
-        except (ReadOnlyError, BusyLoadingError):
-            # It became a replica, or starts anew: the others of the pool lead to it too.
-            await connection.disconnect()
-            await pool.disconnect(inuse_connections=False)
+        except _GONE as error:
+            # It became a replica, starts anew, or is gone: the other idle ones of the pool lead to it too.
+            if self._given is None or not isinstance(error, RedisConnectionError | OSError):
+                await connection.disconnect()
+                await pool.disconnect(inuse_connections=False)
             raise
         finally:
             await pool.release(connection)
@@ -208,6 +210,8 @@ class Server:
             "socket_timeout": None,
             "socket_connect_timeout": self.timeout_s,
             "retry": Retry(NoBackoff(), 0),
+            # With the newer one, a pool of the driver lends connections without a look at whether the server has closed them.
+            "protocol": 2,
             **self._options,
         }
 

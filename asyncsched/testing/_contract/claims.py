@@ -93,6 +93,16 @@ class ClaimCases:
         await trial.store.update(update_of(third, revoke=True))
         assert (await trial.claimed()).prior is None
 
+    async def test_a_hand_back_keeps_the_prior_fence_for_the_next_claim(self, trial: Trial) -> None:
+        first = await trial.held()
+        trial.now += LEASE_S
+        second = await trial.claimed()
+        await trial.settle(settlement(second, wake_at=trial.now, hand_back=True))
+        third = await trial.claimed()
+        assert (second.prior, third.prior) == (first.fence, first.fence)
+        await trial.settle(settlement(third, wake_at=trial.now))
+        assert (await trial.claimed()).prior is None
+
     async def test_tries_count_the_claims_since_the_last_settlement(self, trial: Trial) -> None:
         held = await trial.held()
         tries = [held.tries]

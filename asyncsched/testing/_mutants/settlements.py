@@ -446,6 +446,17 @@ class HandBackForgetsLostClaims(_Settle):
         return answer
 
 
+@caught_by("test_a_hand_back_keeps_the_prior_fence_for_the_next_claim")
+class HandBackForgetsThePriorFence(_Settle):
+    """A lost run is run again, and nothing says why."""
+
+    async def settle_one(self, s: Settlement, record: Record | None) -> Settled:
+        answer = await super().settle_one(s, record)
+        if s.hand_back:
+            self.rewrite(s.id, prior=None)
+        return answer
+
+
 @caught_by("test_what_was_handed_back_is_due_at_the_given_time")
 class HandBackIsDueNow(_Settle):
     """What was handed back is claimed again at once."""

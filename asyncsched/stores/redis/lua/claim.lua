@@ -71,8 +71,8 @@ local kept_count = #mine
 local sets, left, entered, held_left, held_entered = {}, {}, {}, {}, {}
 local next_fence, end_key = fence + 1, moment(till)
 
-local function take(id, lane, place, value, holder, wake, old, settled, version, tries, nl, nh, nc)
-  local prior, rest = 0
+local function take(id, lane, place, value, holder, wake, old, settled, prior, version, tries, nl, nh, nc)
+  local rest
   if holder == '' then
     rest = sub(value, HEAD_SIZE + 1)
   else
@@ -107,12 +107,12 @@ local function take_from(lane)
     for i, place in ipairs(due) do ids[i] = sub(place, #lane + 9) end
     local values, parts = call('HMGET', jobs, unpack(ids)), call('HMGET', fixed, unpack(ids))
     for i, value in ipairs(values) do
-      local wake, old, settled, _, version, tries, nl, nh, nc = parse(HEAD, value)
+      local wake, old, settled, prior, version, tries, nl, nh, nc = parse(HEAD, value)
       local holder = #value > HEAD_SIZE + nl + nh + nc and sub(value, HEAD_SIZE + 1 + nl + nh + nc) or ''
       if (holder == '' and wake < NEVER) or wake <= now then
         local n = #answer
         answer[n + 1] = parts[i]
-        answer[n + 2] = take(ids[i], lane, due[i], value, holder, wake, old, settled, version, tries, nl, nh, nc)
+        answer[n + 2] = take(ids[i], lane, due[i], value, holder, wake, old, settled, prior, version, tries, nl, nh, nc)
         size = size + #value + #parts[i]
         if size >= room then return end
       end

@@ -19,9 +19,9 @@ local function apply(s, r)
       r.tries = math.max(r.tries - 1, 0)
     else
       r.cursor, r.settled, r.tries = s[CURSOR], r.fence, 0
+      r.prior = 0
       if not is_stale then r.hold = s[HOLD] or '' end
     end
-    r.prior = 0
     r.wake = is_stale and now or s[WAKE_AT] or NEVER
   end
   for _, record in ipairs(s[SPAWN] or {}) do insert(record) end
