@@ -539,7 +539,7 @@ def _poll_of(store: JobStore) -> float:
     """Seconds between looks at a store that says nothing; one that lives here tells everything, so only clocks matter."""
     if not store.capabilities.shared:
         return 30.0
-    return 5.0 if store.capabilities.push_hints else 1.0
+    return 5.0 if store.capabilities.push_hints else 1.25
 
 
 def _is_one_of_many() -> bool:
