@@ -304,8 +304,9 @@ class TransactionalStore(JobStore, Protocol):
         """This store as part of the transaction that is open on the user's *connection*: nothing of what is done through it
         is visible, or told to anyone as a hint, before that transaction commits, and nothing is left if it rolls back.
 
-        Where none is open one is begun, and committed or rolled back at the end of the block. *connection* is the driver's, or
-        a SQLAlchemy AsyncConnection or AsyncSession on it; raises DefinitionError for anything else. The clock, ``open``,
+        *connection* is the driver's, or a SQLAlchemy AsyncConnection or AsyncSession on it; raises DefinitionError for anything
+        else. Where the driver's has none open one is begun, and committed or rolled back at the end of the block. SQLAlchemy
+        begins one with the first statement, which may be this store's, and its user ends it. The clock, ``open``,
         ``close`` and hints are those of this store. No call through it is repeated.
         """
         ...

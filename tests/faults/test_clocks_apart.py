@@ -51,10 +51,13 @@ async def test_clocks_that_are_hours_wrong_start_no_job_early_or_late_and_steal_
             )
             await eventually(lambda worker=worker: "clock" in worker.errors, what="the warning of the skew")
         async with client(cluster.url) as scheduler:
-            first_at = round(time.time(), 6) + 1.0
+            # Far enough away for an instance that hears no hints to have looked by then.
+            first_at = round(time.time(), 6) + 2.0
             due = {f"job-{n}": round(first_at + n * SPAN_S / JOBS, 6) for n in range(JOBS)}
             specs = [JobSpec("work", once(at=moment(at)), id=id, args=[0.5]) for id, at in due.items()]
-            specs += [JobSpec("work", id=f"long-{n}", args=[LONG_S]) for n in range(2)]
+            specs += [
+                JobSpec("work", once(at=moment(first_at)), id=f"long-{n}", args=[LONG_S]) for n in range(2)
+            ]
             trigger = every(1.0, anchor=moment(first_at), end=moment(first_at + SPAN_S))
             specs += [JobSpec("work", trigger, id=f"recurring-{n}", args=[0.0]) for n in range(RECURRING)]
             await scheduler.add_jobs(specs)

@@ -94,7 +94,7 @@ async def test_a_server_restored_from_an_older_copy_is_noticed_and_its_fences_go
     caplog.set_level(logging.ERROR)
     for store in stores:
         await until_it_answers(store)
-        with pytest.raises(StoreUnavailable, match="has lost writes .* that it had acknowledged"):
+        with pytest.raises(StoreUnavailable, match=r"has lost writes .* that it had acknowledged"):
             await claimed(store, "token")
     assert [r.levelname for r in caplog.records] == ["ERROR", "ERROR"]
     for i, store in enumerate(stores):

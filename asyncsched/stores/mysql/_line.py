@@ -84,8 +84,11 @@ class PoolLine:
         self._given = given
         self.place = place
         self._pool: Any = given
-        # What a session is told once where it is ours has to be told with each transaction where it is not.
-        self._begin = ["START TRANSACTION"] if given is None else [f"SET {_ISOLATION}", "START TRANSACTION"]
+        #: What a session is told once where it is ours has to be told with each transaction where it is not; and without
+        #: autocommit a mere SELECT of whoever had the connection before has begun one.
+        begin = "START TRANSACTION"
+        self._begin = [begin] if given is None else ["ROLLBACK", f"SET {_ISOLATION}", begin]
+        self._end = [] if given is None else ["COMMIT"]
 
     async def open(self) -> None:
         if self._given is not None:
@@ -127,9 +130,9 @@ class PoolLine:
         return answers[len(self._begin) : -1]
 
     async def write(self, *statements: str, after: Sequence[str] = ()) -> Sequence[Answer]:
-        answers = await self._call([*self._begin, *statements, "COMMIT", *after])
-        end = len(self._begin) + len(statements)
-        return [*answers[len(self._begin) : end], *answers[end + 1 :]]
+        answers = await self._call([*self._begin, *statements, "COMMIT", *after, *self._end])
+        start, end = len(self._begin), len(self._begin) + len(statements)
+        return [*answers[start:end], *answers[end + 1 : end + 1 + len(after)]]
 
     async def _call(self, statements: Sequence[str]) -> Sequence[Answer]:
         try:

@@ -9,6 +9,7 @@ from typing import Literal
 from asyncsched.errors import DefinitionError, SchemaError, StoreError, StoreUnavailable
 from asyncsched.stores.mysql._line import GuestLine, NotApplied, PoolLine
 from asyncsched.stores.mysql._schema import MIGRATIONS, SCHEMA_VERSION, Names
+from asyncsched.stores.mysql._statements import DONE, guard
 from asyncsched.stores.mysql._text import integer, text
 
 __all__ = ["check_guest", "check_schema", "check_server", "ddl", "space_of"]
@@ -108,11 +109,14 @@ async def _migrate(line: PoolLine, names: Names) -> None:
     """Make or change the tables, one instance at a time. What another one has made meanwhile is made again, in vain."""
     lock = text(f"asyncsched {zlib.crc32(names.meta.encode()):08x}")
     wait_s = max(1, int(line.timeout_s / 2))
-    two = "SELECT 1 AS one UNION ALL SELECT 2"
-    locked = f"SET @asyncsched_done = (SELECT one FROM ({two}) AS two WHERE GET_LOCK({lock}, {wait_s}) IS NOT TRUE)"
     steps = [*_steps(names, await _version(line, names)), _set_version(names)]
     try:
-        await line.read(locked, *steps, f"DO RELEASE_LOCK({lock})")
+        await line.read(
+            f"SET {DONE} = COALESCE(GET_LOCK({lock}, {wait_s}), 0)",
+            guard(1),
+            *steps,
+            f"DO RELEASE_LOCK({lock})",
+        )
     except NotApplied:
         raise StoreUnavailable(
             f"another instance has been changing the schema of {line.place} for {wait_s} s"

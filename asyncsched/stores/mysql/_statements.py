@@ -23,12 +23,12 @@ from asyncsched.stores.mysql._text import (
     wake,
 )
 
-__all__ = ["SERVER_NOW", "Lane", "Statements"]
+__all__ = ["DONE", "SERVER_NOW", "Lane", "Statements", "guard"]
 
 #: Whatever the session's time zone is.
 SERVER_NOW = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6)"
 
-_NOW, _TAKEN, _DONE = "@asyncsched_now", "@asyncsched_taken", "@asyncsched_done"
+_NOW, _TAKEN, DONE = "@asyncsched_now", "@asyncsched_taken", "@asyncsched_done"
 _RECORD = """j.id, j.birth, j.queue, j.priority, j.task, j.wake_at, j.hold, j.body, j.progress, j.version, j.fence, j.holder,
     j.settled, j.tries, j.prior_fence"""
 _INSERTED = """space, id, birth, queue, priority, task, wake_at, parked_at, hold, body, progress, version, fence, holder,
@@ -41,10 +41,10 @@ _PRIORITIES = range(9, -1, -1)
 _CHOICES = 100
 
 
-def _guard(expected: int) -> str:
+def guard(expected: int) -> str:
     """Fails, and with it the transaction, unless so many rows were done: a subquery of two rows is no value."""
     two = "SELECT 1 AS one UNION ALL SELECT 2"
-    return f"SET {_DONE} = (SELECT one FROM ({two}) AS two WHERE {_DONE} <> {integer(expected)})"
+    return f"SET {DONE} = (SELECT one FROM ({two}) AS two WHERE {DONE} <> {integer(expected)})"
 
 
 class Lane(NamedTuple):
@@ -186,9 +186,9 @@ class Statements:
             *self._each(settlements, lambda s: not (s.delete or s.hand_back), self._move),
             *(self._end_stale(s, now) for s in stale),
         ]
-        count = f"SET {_DONE} = {_DONE} + ROW_COUNT()"
+        count = f"SET {DONE} = {DONE} + ROW_COUNT()"
         counted = [statement for change in changes for statement in (change, count)]
-        return [f"SET {_DONE} = 0", *counted, _guard(len(settlements) + len(stale))]
+        return [f"SET {DONE} = 0", *counted, guard(len(settlements) + len(stale))]
 
     def log(self, entries: Sequence[Entry]) -> str:
         rows = ",".join(

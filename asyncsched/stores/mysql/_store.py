@@ -33,6 +33,7 @@ from asyncsched.errors import DefinitionError, StoreError, StoreUnavailable
 from asyncsched.guest import driver_connection
 from asyncsched.stores.mysql._line import Answer, GuestLine, Line, NotApplied, PoolLine
 from asyncsched.stores.mysql._opening import check_guest, check_schema, check_server, ddl, space_of
+from asyncsched.stores.mysql._schema import Names
 from asyncsched.stores.mysql._statements import SERVER_NOW, Lane, Statements
 from asyncsched.stores.mysql._text import NEVER, real
 
@@ -117,7 +118,7 @@ class MySQLStore:
         self._now: Callable[[], float] | None = None
         self._line: Line = self._new_line()
         self._is_open = False
-        self._sql: Statements
+        self._sql = Statements(Names(None, table_prefix, dialect), 0)
         self._listeners: list[Callable[[float | None], None]] = []
         #: The job behind which the next call of prune begins to look for crowded ones.
         self._swept = ""

@@ -92,6 +92,8 @@ class Line:
                             raise
                 return await self._fetch_once(query, values)
         except Exception as error:
+            if isinstance(error, TimeoutError):
+                await self._distrust(self._pool, error)
             raise translated(error, self._place, self._timeout_s) from error
 
     async def in_transaction(self, work: Callable[[Any], Awaitable[None]]) -> None:
@@ -101,10 +103,12 @@ class Line:
                 pool = self._pool
                 connection = await self._acquire(pool)
                 try:
-                    async with connection.transaction():
-                        await work(connection)
-                except BaseException as error:
-                    await self._mend(pool, connection, error)
+                    await connection.execute("BEGIN")
+                    await work(connection)
+                    await connection.execute("COMMIT")
+                except BaseException:
+                    # Its end rolls back, and asks nothing of a server that may not answer.
+                    connection.terminate()
                     raise
                 await pool.release(connection, timeout=_MENDING_S)
         except Exception as error:
@@ -132,7 +136,7 @@ class Line:
         """Whether *error* says that the server has gone, or cannot be written to any more: the pool's other connections are as
         dead, and would be found out one by one."""
         is_gone = _is_of_the_server(error)
-        if is_gone and self._given is None:
+        if is_gone and self._given is None and pool is not None:
             await pool.expire_connections()
         return is_gone
 
@@ -164,11 +168,11 @@ class GuestLine:
 
 
 def _is_of_the_server(error: BaseException) -> bool:
-    """Whether the server has gone, or has become one that cannot be written to."""
+    """Whether the server has gone, has become one that cannot be written to, or may have gone: it does not answer."""
     state = str(getattr(error, "sqlstate", None) or "")
-    return (
-        state == _READ_ONLY or state[:2] == "08" or state[:3] == "57P" or isinstance(error, ConnectionError)
-    )
+    if state == _READ_ONLY or state[:2] == "08" or state[:3] == "57P":
+        return True
+    return isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError)
 
 
 async def _give_back(pool: asyncpg.Pool, connection: Any) -> None:

@@ -7,7 +7,7 @@ import math
 import secrets
 import ssl as tls
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from copy import copy
 from functools import lru_cache
 from operator import attrgetter
@@ -187,23 +187,9 @@ class PostgresStore:
 
     @asynccontextmanager
     async def within(self, connection: object) -> AsyncIterator[JobStore]:
-        given: Any = connection
-        # SQLAlchemy begins by itself, and then the end of that transaction is its own to write.
-        asked = getattr(given, "in_transaction", None)
-        is_begun = not callable(asked) or bool(asked())
-        own = await driver_connection(given, asyncpg.Connection, "asyncpg")
-        if not own.is_in_transaction():
-            async with own.transaction():
-                yield self._joined(own)
-            return
-        try:
+        own = await driver_connection(connection, asyncpg.Connection, "asyncpg")
+        async with nullcontext() if own.is_in_transaction() else own.transaction():
             yield self._joined(own)
-        except BaseException:
-            if not is_begun:
-                await given.rollback()
-            raise
-        if not is_begun:
-            await given.commit()
 
     def _joined(self, connection: asyncpg.Connection) -> PostgresStore:
         self._opened()

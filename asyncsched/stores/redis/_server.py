@@ -179,7 +179,7 @@ class Server:
             return await connection.read_response(disable_decoding=True)
         except _GONE as error:
             # It became a replica, starts anew, or is gone: the other idle ones of the pool lead to it too.
-            if self._given is None or not isinstance(error, RedisConnectionError | OSError):
+            if self._given is None or isinstance(error, ReadOnlyError | BusyLoadingError):
                 await connection.disconnect()
                 await pool.disconnect(inuse_connections=False)
             raise

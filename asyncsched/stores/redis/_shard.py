@@ -80,14 +80,18 @@ _HINT = struct.Struct(">d").unpack_from
 _HEAD = struct.Struct(">dQQQIIIII")
 
 
+_Raw = msgspec.Raw
+_SHORT = [bytes((0xD9, size)) for size in range(256)]
+
+
 def _raw(blob: bytes) -> msgspec.Raw:
     """Bytes as msgpack's text, which is the only kind of string that the server's decoder knows."""
     size = len(blob)
     if size < 256:
-        return msgspec.Raw(b"\xd9" + size.to_bytes(1, "big") + blob)
+        return _Raw(_SHORT[size] + blob)
     if size < 65536:
-        return msgspec.Raw(b"\xda" + size.to_bytes(2, "big") + blob)
-    return msgspec.Raw(b"\xdb" + size.to_bytes(4, "big") + blob)
+        return _Raw(b"\xda" + size.to_bytes(2, "big") + blob)
+    return _Raw(b"\xdb" + size.to_bytes(4, "big") + blob)
 
 
 def _of_record(r: Record) -> tuple[object, ...]:

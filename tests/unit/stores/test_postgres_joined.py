@@ -187,25 +187,34 @@ async def test_a_session_of_sqlalchemy_is_taken(store: PostgresStore, engine: As
         assert (await session.execute(text("SELECT count(*) FROM effect"))).scalar() == 1
 
 
-async def test_where_sqlalchemy_has_no_transaction_one_is_committed(
+async def test_sqlalchemy_begins_with_the_first_statement_as_always_and_its_user_commits(
     store: PostgresStore, engine: AsyncEngine
 ) -> None:
     async with engine.connect() as connection:
         async with store.within(connection) as joined:
             await joined.add([job("a")])
+        assert connection.in_transaction()
+        assert await store.get(["a"]) == {}
+        await connection.commit()
         assert (await store.get(["a"])).keys() == {"a"}
-        assert not connection.in_transaction()
-        with pytest.raises(ZeroDivisionError):
-            await add_and_fail(store, connection, "b")
-        assert not connection.in_transaction()
-    async with AsyncSession(engine) as session, store.within(session) as joined:
-        await joined.add([job("c")])
+    async with AsyncSession(engine) as session:
+        async with store.within(session) as joined:
+            await joined.add([job("b")])
+        await session.rollback()
+    assert await store.get(["b"]) == {}
+
+
+async def test_a_connection_of_sqlalchemy_in_autocommit_mode_gets_a_transaction_for_the_block(
+    store: PostgresStore, engine: AsyncEngine
+) -> None:
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         async with store.within(connection) as joined:
             await joined.add([job("d")])
             assert await store.get(["d"]) == {}
-    assert (await store.get(["a", "b", "c", "d"])).keys() == {"a", "c", "d"}
+        with pytest.raises(ZeroDivisionError):
+            await add_and_fail(store, connection, "e")
+    assert (await store.get(["d", "e"])).keys() == {"d"}
 
 
 @pytest.mark.parametrize("wrong", [None, "postgresql://localhost/jobs", object()])

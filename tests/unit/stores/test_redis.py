@@ -90,7 +90,9 @@ def own(stores: Sequence[str]) -> Iterator[Callable[..., RedisServer]]:
 
 
 @contextlib.asynccontextmanager
-async def opened(store: RedisStore, now: Callable[[], float] | None = lambda: NOW) -> AsyncIterator[RedisStore]:
+async def opened(
+    store: RedisStore, now: Callable[[], float] | None = lambda: NOW
+) -> AsyncIterator[RedisStore]:
     await store.open(now=now)
     try:
         yield store
@@ -163,7 +165,9 @@ def test_a_refusal_does_not_tell_the_password() -> None:
 def test_a_store_is_made_of_a_url_or_of_a_client() -> None:
     with pytest.raises(DefinitionError, match="takes a URL"):
         RedisStore()
-    with pytest.raises(DefinitionError, match=r"takes a Redis or RedisCluster of redis\.asyncio; this is redis\."):
+    with pytest.raises(
+        DefinitionError, match=r"takes a Redis or RedisCluster of redis\.asyncio; this is redis\."
+    ):
         RedisStore(client=redis.Redis())  # type: ignore[arg-type]
     with pytest.raises(DefinitionError, match="give ssl_ca_certs to it"):
         RedisStore(client=redis.asyncio.Redis(), ssl_ca_certs="ca.pem")
@@ -203,7 +207,7 @@ async def test_jobs_are_kept_by_way_of_tls(own: Callable[..., RedisServer], tmp_
         openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
         "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate),
     ]  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True)
+    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
     for path in (tmp_path, *tmp_path.parents[:3]):
         path.chmod(path.stat().st_mode | 0o755)
     key.chmod(0o644)
@@ -265,7 +269,9 @@ async def test_a_database_that_is_not_there_is_told(url: str) -> None:
 
 async def test_a_namespace_that_nobody_made_is_refused_on_demand(url: str, namespace: str) -> None:
     store = RedisStore(url, namespace=namespace, create_schema=False)
-    with pytest.raises(SchemaError, match=rf"'{namespace}' .* has no schema: open it once with create_schema=True"):
+    with pytest.raises(
+        SchemaError, match=rf"'{namespace}' .* has no schema: open it once with create_schema=True"
+    ):
         await store.open()
     async with opened(RedisStore(url, namespace=namespace)):
         pass
@@ -311,7 +317,9 @@ async def test_a_call_before_open_is_refused_in_plain_words() -> None:
 
 
 @pytest.mark.parametrize("decode_responses", [False, True])
-async def test_a_client_of_ones_own_is_used_and_left_open(url: str, namespace: str, decode_responses: bool) -> None:
+async def test_a_client_of_ones_own_is_used_and_left_open(
+    url: str, namespace: str, decode_responses: bool
+) -> None:
     async with redis.asyncio.Redis.from_url(url, decode_responses=decode_responses) as client:
         store = RedisStore(client=client, namespace=namespace)
         async with opened(store):
@@ -323,7 +331,9 @@ async def test_a_client_of_ones_own_is_used_and_left_open(url: str, namespace: s
 
 
 @pytest.mark.parametrize("decode_responses", [False, True])
-async def test_a_client_of_one_connection_is_used_too(url: str, namespace: str, decode_responses: bool) -> None:
+async def test_a_client_of_one_connection_is_used_too(
+    url: str, namespace: str, decode_responses: bool
+) -> None:
     client = redis.asyncio.Redis.from_url(
         url, single_connection_client=True, decode_responses=decode_responses
     )
@@ -343,7 +353,9 @@ async def works(store: RedisStore) -> None:
     claims = [Claim(r.id, r.fence, str(r.holder)) for r in held.values()]
     assert (await store.renew(claims, 60.0)).versions == {"a": 1, "b": 1}
     assert await store.settle([ended(held["a"]), ended(held["b"], NOW + 5)]) == ["done", "done"]
-    updated = await store.update(Update(id="c", version=1, body=b"\xff", queue="q", priority=1, wake_at=NOW, hold=None))
+    updated = await store.update(
+        Update(id="c", version=1, body=b"\xff", queue="q", priority=1, wake_at=NOW, hold=None)
+    )
     assert updated is not None
     assert (await store.get(["c"]), len(await store.page(Filter(), 10))) == ({"c": updated}, 2)
     assert len(await store.runs()) == 2
@@ -373,9 +385,8 @@ async def test_a_claim_and_a_batch_of_settlements_are_one_round_trip_each(url: s
 
 
 async def test_no_call_of_a_running_scheduler_scans_what_is_stored(url: str, namespace: str) -> None:
-    async with opened(RedisStore(url, namespace=namespace)) as store:
-        async with counted(url) as calls:
-            await works(store)
+    async with opened(RedisStore(url, namespace=namespace)) as store, counted(url) as calls:
+        await works(store)
     assert calls["zrangebylex"]
     assert not SCANS & calls.keys()
 
@@ -426,7 +437,10 @@ async def test_only_what_is_due_sooner_than_all_else_is_told_to_others(url: str,
 
 
 async def test_nobody_is_subscribed_until_someone_listens(url: str, namespace: str) -> None:
-    async with redis.asyncio.Redis.from_url(url) as client, opened(RedisStore(url, namespace=namespace)) as store:
+    async with (
+        redis.asyncio.Redis.from_url(url) as client,
+        opened(RedisStore(url, namespace=namespace)) as store,
+    ):
         channel = f"{{{namespace}}}:hints"
 
         async def subscribers() -> int:
@@ -460,7 +474,9 @@ async def test_ddl_names_every_key(url: str) -> None:
 
 
 def test_scripts_touch_declared_keys_only() -> None:
-    declared = re.compile(r"(KEYS\[\d+\]|jobs|fixed|lanes|holds|claims|counts|log|times|of_jobs|meta|leases|key|s\.key)$")
+    declared = re.compile(
+        r"(KEYS\[\d+\]|jobs|fixed|lanes|holds|claims|counts|log|times|of_jobs|meta|leases|key|s\.key)$"
+    )
     called = re.compile(r"""(?:call|each)\('(\w+)'(?:, ([\w.\[\]]+))?""")
     found = 0
     for script in files("asyncsched.stores.redis").joinpath("lua").iterdir():
@@ -491,14 +507,18 @@ async def test_a_server_without_memory_refuses_for_a_while(own: Callable[..., Re
     async with opened(RedisStore(server.url)) as store:
         await store.add([job("a")])
         server.ask("CONFIG", "SET", "maxmemory", 1)
-        with pytest.raises(StoreUnavailable, match="is out of memory and takes no writes .*: raise its maxmemory"):
+        with pytest.raises(
+            StoreUnavailable, match=r"is out of memory and takes no writes .*: raise its maxmemory"
+        ):
             await store.add([job("b")])
         server.ask("CONFIG", "SET", "maxmemory", 0)
         assert await store.add([job("b")]) == set()
         assert [r.id for r in await claim(store)] == ["a", "b"]
 
 
-async def test_a_server_that_became_a_replica_is_left_and_found_again(own: Callable[..., RedisServer]) -> None:
+async def test_a_server_that_became_a_replica_is_left_and_found_again(
+    own: Callable[..., RedisServer],
+) -> None:
     server, primary = own(), own()
     async with opened(RedisStore(server.url)) as store:
         await store.add([job("a")])
@@ -563,16 +583,15 @@ async def test_what_cannot_be_encoded_is_refused_for_good(url: str, namespace: s
 
 
 async def test_the_clock_is_that_of_the_server(url: str, namespace: str) -> None:
-    async with redis.asyncio.Redis.from_url(url) as client:
-        async with opened(RedisStore(url, namespace=namespace), now=None) as store:
-            seconds, microseconds = await client.time()
-            now = await store.now()
-            assert 0 <= now - (seconds + microseconds / 1e6) < 5
-            await store.add([job("past", now - 1), job("soon", now + 3_000)])
-            claimed = await store.claim(["default"], "token", 10, 30.0)
-            assert [r.id for r in claimed.records] == ["past"]
-            assert now <= claimed.now < now + 5
-            assert claimed.records[0].wake_at == claimed.now + 30.0
+    async with redis.asyncio.Redis.from_url(url) as client, opened(RedisStore(url, namespace=namespace), now=None) as store:
+        seconds, microseconds = await client.time()
+        now = await store.now()
+        assert 0 <= now - (seconds + microseconds / 1e6) < 5
+        await store.add([job("past", now - 1), job("soon", now + 3_000)])
+        claimed = await store.claim(["default"], "token", 10, 30.0)
+        assert [r.id for r in claimed.records] == ["past"]
+        assert now <= claimed.now < now + 5
+        assert claimed.records[0].wake_at == claimed.now + 30.0
 
 
 async def test_one_call_at_a_time_is_enough_for_many_callers(url: str, namespace: str) -> None:

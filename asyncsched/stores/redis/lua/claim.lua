@@ -69,7 +69,7 @@ end
 local kept_count = #mine
 
 local sets, left, entered, held_left, held_entered = {}, {}, {}, {}, {}
-local next_fence, end_key = fence + 1, moment(till)
+local next_fence, end_key = fence, moment(till)
 
 local function take(id, lane, place, value, holder, wake, old, settled, prior, version, tries, nl, nh, nc)
   local rest
@@ -80,6 +80,8 @@ local function take(id, lane, place, value, holder, wake, old, settled, prior, v
     rest = sub(value, HEAD_SIZE + 1, HEAD_SIZE + nl + nh + nc)
     let_go[holder] = (let_go[holder] or 0) + 1
   end
+  -- One for each record, so that a fence stands for one claim of one job.
+  next_fence = next_fence + 1
   local n, written = #sets, pack(HEAD, till, next_fence, settled, prior, version, tries + 1, nl, nh, nc) .. rest .. token
   sets[n + 1], sets[n + 2] = id, written
   left[#left + 1] = place
@@ -134,7 +136,7 @@ if taken > 0 then
   for _, id in ipairs(expired) do
     if not again[id] then mine[#mine + 1] = id end
   end
-  fence = call('HINCRBY', meta, 'fence', 1)
+  fence = call('HINCRBY', meta, 'fence', taken)
   each('HSET', jobs, sets)
   each('ZREM', lanes, left)
   each('ZADD', lanes, entered)

@@ -40,7 +40,7 @@ local function settle(i, s, r)
     answers[i] = r.settled == s[FENCE] and 'a' or 'l'
   else
     answers[i] = apply(s, r)
-    note(s[ENTRIES])
+    note(s[ENTRIES], s[FENCE])
   end
 end
 
@@ -73,7 +73,7 @@ local function settle_plainly(s, value, wake, fence, version, nl, at)
     entered[n + 1], entered[n + 2] = '0', place
     if till < NEVER and not (earliest[lane] and earliest[lane] < place) then earliest[lane] = place end
   end
-  note(s[ENTRIES])
+  note(s[ENTRIES], fence)
 end
 
 -- Where each settlement is of another record and touches no other, they are independent: most are written without a change in
