@@ -58,7 +58,9 @@ async def test_clocks_that_are_hours_wrong_start_no_job_early_or_late_and_steal_
             specs += [
                 JobSpec("work", once(at=moment(first_at)), id=f"long-{n}", args=[LONG_S]) for n in range(2)
             ]
-            trigger = every(1.0, anchor=moment(first_at), end=moment(first_at + SPAN_S))
+            trigger = every(
+                1.0, start=moment(first_at), anchor=moment(first_at), end=moment(first_at + SPAN_S)
+            )
             specs += [JobSpec("work", trigger, id=f"recurring-{n}", args=[0.0]) for n in range(RECURRING)]
             await scheduler.add_jobs(specs)
 

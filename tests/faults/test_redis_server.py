@@ -10,7 +10,7 @@ import pytest
 import redis.asyncio
 
 from asyncsched.contract import Entry, Filter, Record, Settlement
-from asyncsched.errors import StoreUnavailable
+from asyncsched.errors import StoreError, StoreUnavailable
 from asyncsched.stores.redis import RedisStore
 from tests.servers.redis import RedisCluster, RedisServer
 from tests.support.proxy import Connection, proxied
@@ -256,6 +256,28 @@ async def test_a_client_of_ones_own_for_a_cluster_is_used_and_left_open(cluster:
             assert await store.settle([ended(r) for r in held]) == ["done"] * 10
             assert NOW in heard
         assert await client.ping()
+
+
+async def test_a_cluster_is_not_taken_for_one_server_nor_one_server_for_a_cluster(
+    cluster: RedisCluster, url: str
+) -> None:
+    for node in cluster.nodes:
+        with pytest.raises(StoreError, match=r"is a node of a Redis Cluster: write redis\+cluster://"):
+            await RedisStore(node.url).open()
+    with pytest.raises(StoreError, match="is no Redis Cluster: leave out cluster=true"):
+        await RedisStore(url, cluster=True).open()
+
+
+async def test_a_cluster_that_cannot_be_reached_is_told_from_one_that_refuses(url: str) -> None:
+    with pytest.raises(
+        StoreUnavailable, match=r"is a cluster that is not whole at present .*Connect call failed"
+    ):
+        await RedisStore("redis+cluster://127.0.0.1:1").open()
+    with pytest.raises(StoreError, match="refuses this user or password") as refusal:
+        await RedisStore(url.replace("redis://", "redis+cluster://nobody:wrongly@")).open()
+    assert "wrongly" not in str(refusal.value)
+    with pytest.raises(StoreError, match=r"does not take these options .*nonsense"):
+        await RedisStore("redis+cluster://127.0.0.1:1", nonsense=1).open()
 
 
 async def test_many_calls_at_once_wait_for_a_connection(cluster: RedisCluster) -> None:

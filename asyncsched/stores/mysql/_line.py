@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -147,23 +148,24 @@ class PoolLine:
                     await asyncio.sleep(pause * random.uniform(0.5, 1.5))
                 return await self._call_once(packet)
         except Exception as error:
-            if isinstance(error, TimeoutError):
-                self._evict()
+            if isinstance(error, TimeoutError) and self._pool is not None:
+                _evict(self._pool)
             raise translated(error, self.place, self.timeout_s) from error
 
     async def _call_once(self, packet: bytes) -> Sequence[Answer]:
-        if self._pool is None:
+        pool = self._pool
+        if pool is None:
             raise StoreError(f"the store on {self.place} is not open: await its open() first")
-        connection = await self._pool.acquire()
+        connection = await pool.acquire()
         try:
             answers = await _ask(connection, packet)
         except BaseException as error:
-            await self._mend(connection, error)
+            await self._mend(pool, connection, error)
             raise
-        await self._pool.release(connection)
+        await pool.release(connection)
         return answers
 
-    async def _mend(self, connection: Any, error: BaseException) -> None:
+    async def _mend(self, pool: Any, connection: Any, error: BaseException) -> None:
         """Give a connection back whose call failed: fit for use, or closed."""
         code = code_of(error)
         try:
@@ -172,21 +174,21 @@ class PoolLine:
                 return
             connection.close()
             if code in _READ_ONLY:
-                self._evict()
+                _evict(pool)
         except BaseException:
             connection.close()
             raise
         finally:
-            self._pool.release(connection)
+            pool.release(connection)
 
-    def _evict(self) -> None:
-        """Close the idle connections: they may lead to where no primary is any more. The next call makes a new one.
 
-        The pool's own way takes its leave from the server, and waits for whoever is connecting.
-        """
-        free = self._pool._free
-        while free:
-            free.popleft().close()
+def _evict(pool: Any) -> None:
+    """Close the idle connections: they may lead to where no primary is any more. The next call makes a new one.
+
+    The pool's own way takes its leave from the server, and waits for whoever is connecting.
+    """
+    while pool._free:
+        pool._free.popleft().close()
 
 
 class GuestLine:
@@ -302,6 +304,8 @@ def _client_failure(error: Exception, code: int | None, place: str) -> StoreErro
     """Of an error that is the driver's own or the network's."""
     if isinstance(error, MySQLError):
         cause = error.__cause__ or error
+        if isinstance(cause, ssl.SSLError):
+            return StoreError(f"TLS with {place} failed ({cause}): name its authority with ssl_ca=, or pass ssl=")
         if code == 2003:
             return StoreUnavailable(f"{place} cannot be reached: {cause}")
         if code is not None or isinstance(error, InterfaceError):

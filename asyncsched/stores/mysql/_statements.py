@@ -295,10 +295,7 @@ class Statements:
         )
 
     def prune_old(self, before: str, limit: int) -> str:
-        return (
-            f"DELETE FROM {self._n.runs} WHERE space = {self._space} AND settled_at < {before} "
-            f"ORDER BY settled_at LIMIT {integer(limit)}"
-        )
+        return self._prune("by_time", f"settled_at < {before}", "settled_at, job_id", limit)
 
     def sweep_end(self, behind: str, count: int) -> str:
         """The job whose entry stands *count* behind the first of the jobs behind *behind*."""
@@ -315,10 +312,7 @@ class Statements:
         )
 
     def prune_job(self, job_id: str, count: int) -> str:
-        return (
-            f"DELETE FROM {self._n.runs} WHERE space = {self._space} AND job_id = {text(job_id)} "
-            f"ORDER BY settled_at, fence, kind, fire_at LIMIT {integer(count)}"
-        )
+        return self._prune("by_job", f"job_id = {text(job_id)}", "settled_at", count)
 
     # -- below ---------------------------------------------------------------------------------------------------------
 
@@ -329,6 +323,15 @@ class Statements:
             f"{'NULL' if r.hold is None else at},{optional(r.hold)},{blob(r.body)},{blob(r.cursor)},{integer(r.version)},"
             f"{integer(r.fence)},{optional(r.holder)},{integer(r.settled)},{integer(r.tries)},{optional(r.prior)})"
         )
+
+    def _prune(self, index: str, where: str, order: str, limit: int) -> str:
+        """A DELETE can be told of no index, and might read all of the log to delete a little; a join can."""
+        old = (
+            f"SELECT job_id, fence, kind, fire_at FROM {self._n.runs} FORCE INDEX ({index}) WHERE space = {self._space} "
+            f"AND {where} ORDER BY {order}, fence, kind, fire_at LIMIT {integer(limit)} FOR UPDATE SKIP LOCKED"
+        )
+        key = "r.job_id = t.job_id AND r.fence = t.fence AND r.kind = t.kind AND r.fire_at = t.fire_at"
+        return f"DELETE r FROM ({old}) AS t STRAIGHT_JOIN {self._n.runs} AS r ON r.space = {self._space} AND {key}"
 
     def _by_ids(self, ids: Iterable[str]) -> str:
         return f"{self._jobs} FORCE INDEX (PRIMARY) WHERE j.space = {self._space} AND j.id IN ({listed(sorted(ids))})"

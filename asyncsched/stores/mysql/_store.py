@@ -122,7 +122,8 @@ class MySQLStore:
         self._listeners: list[Callable[[float | None], None]] = []
         #: The job behind which the next call of prune begins to look for crowded ones.
         self._swept = ""
-        #: In a transaction of the user's: what a refused update has shown to be newer than what the transaction sees.
+        #: In a transaction of the user's: what was found to be there, or newer, while the transaction may see the table as it
+        #: was when it began. A locking read sees it as it is. It is kept to these: where it finds nothing it locks out inserts.
         self._doubted: set[str] = set()
 
     @classmethod
@@ -208,8 +209,7 @@ class MySQLStore:
         for piece in _cut(ids):
             [answer] = await self._read(self._sql.get(piece))
             found |= {row[0]: _record(row) for row in answer.rows}
-        if self._line.is_guest and (doubted := [id for id in ids if id in self._doubted or id not in found]):
-            # The transaction may see the table as it was when it began; a locking read sees it as it is.
+        if doubted := [id for id in ids if id in self._doubted]:
             [answer] = await self._read(self._sql.get(doubted, " LOCK IN SHARE MODE"))
             found = {id: r for id, r in found.items() if id not in self._doubted}
             found |= {row[0]: _record(row) for row in answer.rows}
@@ -230,9 +230,8 @@ class MySQLStore:
     async def update(self, update: contract.Update) -> Record | None:
         first, there = await self._write(*self._sql.update(update, self._clock()))
         if not first.changed:
-            self._doubted.add(update.id)
+            self._doubt({update.id})
             return None
-        self._doubted.discard(update.id)
         record = _record(there.rows[0])
         if record.holder is None:
             self._hint([record.wake_at])
@@ -424,7 +423,12 @@ class MySQLStore:
                 self._sql.insert(records, keep=True), self._sql.strangers(records)
             )
             taken |= {id for (id,) in strangers.rows}
+            self._doubt(taken)
         return taken
+
+    def _doubt(self, ids: set[str]) -> None:
+        if self._line.is_guest:
+            self._doubted |= ids
 
     async def _renew(self, claims: Sequence[Claim], lease_s: float) -> Renewal:
         *_, rows, clock = await self._write(*self._sql.renew(claims, self._clock(), lease_s))

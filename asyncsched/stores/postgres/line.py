@@ -31,6 +31,10 @@ _MISSING = frozenset({"42P01", "42883", "3F000"})
 _STRANGE_STATEMENT = frozenset({"26000", "42P05"})
 
 
+#: What the driver raises for a server or a connection, as opposed to a mistake of its caller.
+_FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+
+
 class Fetch(Protocol):
     """What sends one statement and brings its rows."""
 
@@ -42,6 +46,11 @@ class _Plain(asyncpg.Connection):  # type: ignore[misc]
 
     def get_reset_query(self) -> str:
         return ""
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        # The pool closes what it replaces in a task that nobody looks after. A server that is gone hears no farewell.
+        with suppress(*_FAILURES):
+            await super().close(timeout=timeout or _MENDING_S)
 
 
 class Line:
@@ -177,7 +186,7 @@ def _is_of_the_server(error: BaseException) -> bool:
 
 async def _give_back(pool: asyncpg.Pool, connection: Any) -> None:
     # Where it cannot be mended in time, the pool itself throws it away.
-    with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
+    with suppress(*_FAILURES):
         await pool.release(connection, timeout=_MENDING_S)
 
 

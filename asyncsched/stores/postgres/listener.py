@@ -79,7 +79,10 @@ class Listener:
         """Listen until the connection is lost, by word or in silence."""
         try:
             await self._listen_on(await self._connect())
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except StoreError:
+            raise
+        except Exception as error:
+            # Whatever the driver made of it: without hints there is polling, and another attempt.
             raise StoreError(f"{self._place}: {error}") from error
 
     async def _listen_on(self, connection: asyncpg.Connection) -> None:

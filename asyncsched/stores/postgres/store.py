@@ -197,6 +197,8 @@ class PostgresStore:
         joined._fetch = GuestLine(connection, self._timeout_s, self._place)
         # What is written is told when the transaction commits, to this instance as to any other.
         joined._tag, joined._listeners = "", []
+        # What is claimed here may be there again after a rollback.
+        joined._listener, joined._floors = None, _Floors()
         return joined
 
     async def now(self) -> float:

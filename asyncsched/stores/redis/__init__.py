@@ -116,6 +116,7 @@ class RedisStore:
         self._server = Server(
             address,
             client,
+            shown="the Redis of the given client" if url is None else without_password(url),
             is_cluster=is_cluster,
             timeout_s=timeout,
             connections=max_connections,

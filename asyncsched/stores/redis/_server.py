@@ -17,19 +17,19 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
-    ClusterDownError,
+    ClusterError,
+    InvalidResponse,
+    MovedError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
     RedisError,
-    ResponseError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from asyncsched.address import without_password
 from asyncsched.errors import DefinitionError, StoreError, StoreUnavailable
 from asyncsched.stores.redis._scripts import Script
 
@@ -53,11 +53,14 @@ class Server:
         url: str,
         client: Client | None,
         *,
+        shown: str,
         is_cluster: bool,
         timeout_s: float,
         connections: int,
         options: Mapping[str, Any],
     ) -> None:
+        #: How messages call it.
+        self.name = shown
         self._url = url
         self._given = client
         self._is_cluster = is_cluster
@@ -66,13 +69,6 @@ class Server:
         self._options = options
         self._client: Client | None = None
         self._is_ready = False
-
-    @property
-    def name(self) -> str:
-        """How messages call it."""
-        if self._given is not None:
-            return "the Redis of the given client"
-        return without_password(self._url)
 
     @property
     def is_open(self) -> bool:
@@ -92,7 +88,10 @@ class Server:
         if self._given is not None:
             self._client = self._given
         elif self._is_cluster:
-            self._client = self._new_cluster()
+            try:
+                self._client = self._new_cluster()
+            except TypeError as error:
+                raise self.translated(error) from error
         else:
             # No deadline of the driver's own: each call has one as a whole, and the driver's cost a task for each write.
             pool = BlockingConnectionPool.from_url(
@@ -119,6 +118,8 @@ class Server:
             facts = await self._facts()
         except NoPermissionError:
             return  # Who may not ask is served all the same.
+        if facts.get("redis_mode") == "cluster" and not isinstance(self._client, RedisCluster):
+            raise StoreError(self._needs_cluster())
         version = tuple(
             int(part) for part in facts.get("redis_version", "999").split(".")[:2] if part.isdigit()
         )
@@ -148,7 +149,7 @@ class Server:
                     )
                 except NoScriptError:
                     answer = await self._send("EVAL", script.text, len(keys), *keys, argument, key=keys[0])
-        except (*_DRIVER_ERRORS, TypeError) as error:
+        except _DRIVER_ERRORS as error:
             raise self.translated(error) from error
         return answer
 
@@ -231,11 +232,10 @@ class Server:
         """What the driver's *error* means to whoever called the store."""
         name, said = self.name, _first_line(error)
         if isinstance(error, TypeError):
-            return StoreError(
-                f"{name}: the driver refuses one of the options {sorted(self._options)}: {said}"
-            )
-        if isinstance(error, AuthenticationError | AuthorizationError) or said.startswith(
-            ("WRONGPASS", "NOAUTH")
+            options = ", ".join(sorted(self._options)) or "none"
+            return StoreError(f"{name}: the driver does not take these options ({options}): {said}")
+        if isinstance(error, AuthenticationError | AuthorizationError) or any(
+            word in said for word in _LOGIN
         ):
             return self._refused(f"{name} refuses this user or password ({said}): correct it in the URL")
         if isinstance(error, NoPermissionError):
@@ -243,36 +243,39 @@ class Server:
             return self._refused(
                 f"{name} does not allow this user what the store needs ({said}): grant it {needs}"
             )
-        if isinstance(error, BusyLoadingError):
-            return StoreUnavailable(f"{name} is starting and reads its data still: {said}")
-        if isinstance(error, ReadOnlyError):
-            return StoreUnavailable(
-                f"{name} is a replica now and takes no writes: connections to it were given up ({said})"
-            )
-        if isinstance(error, OutOfMemoryError) or "OOM" in said[:40]:
-            return StoreUnavailable(
-                f"{name} is out of memory and takes no writes ({said}): raise its maxmemory"
-            )
-        if isinstance(error, ClusterDownError | RedisClusterException):
-            return StoreUnavailable(f"the cluster of {name} is not whole at present: {said}")
-        if isinstance(error, RedisTimeoutError | TimeoutError):
-            return StoreUnavailable(
-                f"{name} did not answer within {self.timeout_s:g} s: the outcome is unknown"
-            )
-        if isinstance(error, RedisConnectionError | OSError):
-            return StoreUnavailable(f"{name} cannot be reached, or has cut the connection: {said}")
-        if said.startswith(_PASSING):
+        if "Cluster mode is not enabled" in said:
+            return self._refused(f"{name} is no Redis Cluster: leave out cluster=true, or write redis://")
+        if isinstance(error, MovedError) and not isinstance(self._client, RedisCluster):
+            return self._refused(self._needs_cluster())
+        for kinds, means in _PASSING:
+            if isinstance(error, kinds):
+                means = means.format(s=self.timeout_s)
+                return StoreUnavailable(f"{name} {means} ({said})" if said else f"{name} {means}")
+        if said.startswith(_REFUSALS):
             return StoreUnavailable(f"{name} cannot do it at present: {said}")
-        if isinstance(error, ResponseError) and not self._is_ready:
+        if not self._is_ready:
             return StoreError(f"{name} cannot be used as a store: {said}")
         return StoreError(f"{name} refused the call: {said}")
+
+    def _needs_cluster(self) -> str:
+        return f"{self.name} is a node of a Redis Cluster: write redis+cluster://, or cluster=true"
 
     def _refused(self, message: str) -> StoreError:
         return StoreUnavailable(message) if self._is_ready else StoreError(message)
 
 
-#: The fault of the server: it may succeed when repeated, and must condemn no job.
-_PASSING = (
+_LOGIN = ("invalid username-password", "Authentication required")
+#: The fault of the server or of the way to it: it may succeed when repeated, and must condemn no job.
+_PASSING: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
+    ((BusyLoadingError,), "is starting, and reads its data still"),
+    ((ReadOnlyError,), "is a replica now and takes no writes: connections to it were given up"),
+    ((OutOfMemoryError,), "is out of memory and takes no writes: raise its maxmemory"),
+    ((ClusterError, MovedError, RedisClusterException), "is a cluster that is not whole at present"),
+    ((RedisTimeoutError, TimeoutError), "did not answer within {s:g} s: the outcome is unknown"),
+    ((RedisConnectionError, InvalidResponse, OSError), "cannot be reached, or has cut the connection"),
+)
+_REFUSALS = (
+    "OOM",
     "LOADING",
     "READONLY",
     "MASTERDOWN",
@@ -281,7 +284,6 @@ _PASSING = (
     "CLUSTERDOWN",
     "TRYAGAIN",
     "BUSY",
-    "UNKILLABLE",
 )
 
 
@@ -295,7 +297,7 @@ def _split(address: str) -> tuple[str, str, str]:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    return lines[0][:300] if lines else ""
 
 
 def refuse(wrong: bool, message: str) -> None:

@@ -27,7 +27,7 @@ from asyncsched.stores.redis._server import Server, logger
 __all__ = ["Hints", "Shard", "moment", "place_of"]
 
 #: How many items one script takes, so that it holds up the server for some milliseconds at the most; and how many bytes.
-_CLAIMS, _SETTLEMENTS, _ITEMS, _LOOKS = 250, 500, 500, 2000
+_CLAIMS, _SETTLEMENTS, _ITEMS, _LOOKS = 250, 200, 300, 1000
 _BYTES = 4 << 20
 #: What the server takes as one argument, unless told otherwise.
 _MOST = 512 << 20

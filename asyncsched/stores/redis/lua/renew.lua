@@ -7,7 +7,7 @@ for i, claim in ipairs(asked) do ids[i] = claim[1] end
 load(ids)
 for i, claim in ipairs(asked) do
   local r = kept[claim[1]]
-  if r and r.fence == claim[2] and r.holder == claim[3] then
+  if r and r.fence == claim[2] and r.holder == claim[3] and r.holder ~= '' then
     answers[i] = cmsgpack.pack(r.version)
     if r.wake < now + lease then
       change(r.id)

@@ -36,7 +36,7 @@ local function settle(i, s, r)
   if not r then
     answers[i] = 'g'
     note(s[ENTRIES])
-  elseif r.fence ~= s[FENCE] or r.holder ~= s[HOLDER] then
+  elseif r.fence ~= s[FENCE] or r.holder ~= s[HOLDER] or r.holder == '' then
     answers[i] = r.settled == s[FENCE] and 'a' or 'l'
   else
     answers[i] = apply(s, r)
@@ -85,7 +85,7 @@ local function settle_apart(ids)
     if value then
       local wake, fence, _, _, version, _, nl, nh, nc, at = parse(HEAD, value)
       is_plain = fence == s[FENCE] and version == s[VERSION] and nh == 0 and not s[HOLD] and s[KIND] ~= HAND_BACK
-        and sub(value, at + nl + nc) == s[HOLDER]
+        and s[HOLDER] ~= '' and sub(value, at + nl + nc) == s[HOLDER]
       if is_plain then
         settle_plainly(s, value, wake, fence, version, nl, at)
         answers[i] = 'd'
