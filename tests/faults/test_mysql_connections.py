@@ -89,8 +89,9 @@ async def ask(connection: Any, statement: str) -> Any:
 
 
 async def connections_of(connection: Any, user: str) -> list[int]:
-    listed = await ask(connection, f"SELECT id FROM information_schema.processlist WHERE user = '{user}'")
     [(own,)] = await ask(connection, "SELECT CONNECTION_ID()")
+    schema = "information_schema" if "MariaDB" in connection.get_server_info() else "performance_schema"
+    listed = await ask(connection, f"SELECT id FROM {schema}.processlist WHERE user = '{user}'")
     return [id for (id,) in listed if id != own]
 
 
@@ -153,7 +154,7 @@ async def test_a_frozen_server_cannot_hold_up_an_open(server: Server, url: str) 
 
 
 async def test_a_store_can_be_closed_while_its_server_is_frozen(server: Server, url: str) -> None:
-    store = MySQLStore.from_url(f"{url}&timeout=30")
+    store = MySQLStore.from_url(f"{url}&timeout=4")
     await store.open()
     call = asyncio.ensure_future(store.add([job("a")]))
     server.freeze()
@@ -194,14 +195,21 @@ async def test_calls_whose_reply_was_lost_are_repeated_and_count_once(url: str) 
         proxy.lose_reply(b"SKIP LOCKED")
         with pytest.raises(StoreUnavailable):
             await claim(store)
+        # The cut may reach the server in the midst of the packet: then it undoes it, a moment later.
+        await eventually(lambda: _claims(store, 2))
         held = await claim(store)
         assert [(r.id, r.tries, r.prior) for r in held] == [("a", 1, None), ("b", 1, None)]
         proxy.lose_reply(b"DELETE FROM")
         with pytest.raises(StoreUnavailable):
             await store.settle([ended(r) for r in held])
-        assert await store.settle([ended(r) for r in held]) == ["gone", "gone"]
+        assert await store.settle([ended(r) for r in held]) in (["gone", "gone"], ["done", "done"])
+        assert await store.get(["a", "b"]) == {}
         assert len(await store.runs()) == 2
         assert proxy.lost == 3
+
+
+async def _claims(store: MySQLStore, count: int) -> bool:
+    return len(await claim(store)) == count
 
 
 async def test_a_connection_that_is_cut_fails_one_call_at_most(url: str) -> None:

@@ -35,6 +35,8 @@ KILL_EVERY_S = 3.0
 FREEZE_AFTER_S = 7.0
 #: Longer than the lease, so that others have taken over by then.
 FROZEN_S = 2 * LEASE_S
+#: Runs that may lose their lease for no other reason than that the machine was busy.
+HELD_UP = 50
 #: For the workers to start in, and for what was lost to be made good.
 AHEAD_S = 5.0
 PATIENCE_S = 60.0
@@ -58,6 +60,7 @@ async def test_none_is_lost_and_none_is_settled_twice_though_processes_are_kille
     campaign.assert_every_one_shot_succeeded_once()
     campaign.assert_every_fire_time_ran_or_was_decided_once()
     campaign.assert_every_rerun_had_lost_its_lease()
+    campaign.assert_only_victims_lose_runs(but=HELD_UP)
     campaign.assert_fences_rise_with_fire_times()
     assert {decision.reason for decision in campaign.decisions} <= {"coalesced", "overlap"}
     assert_the_late_settlement_was_refused(campaign)
@@ -86,7 +89,7 @@ async def run_campaign(cluster: Workers, folder: Path) -> Campaign:
         await asyncio.gather(*(worker.ready() for worker in cluster.all))
         async with asyncio.TaskGroup() as troubles:
             troubles.create_task(kill_often(cluster, campaign, first_at, start))
-            troubles.create_task(thaw_late(cluster))
+            troubles.create_task(thaw_late(cluster, campaign))
         await eventually(lambda: is_empty(scheduler), timeout=PATIENCE_S, what="the end of all jobs")
         campaign.took_s = time.time() - first_at
         await cluster.stop()
@@ -129,15 +132,17 @@ async def kill_often(cluster: Workers, campaign: Campaign, first_at: float, star
             victim = next(w for w in cluster.all if w.is_alive and not w.wrote("begun", "freeze"))
             victim.kill()
             campaign.killed_at.append(time.time())
+            campaign.victims.add(victim.name)
             cluster.start(*start)
 
 
-async def thaw_late(cluster: Workers) -> None:
+async def thaw_late(cluster: Workers, campaign: Campaign) -> None:
     await eventually(
         lambda: any(w.wrote("begun", "freeze") for w in cluster.all),
         timeout=AHEAD_S + FREEZE_AFTER_S + PATIENCE_S,
     )
     frozen = next(worker for worker in cluster.all if worker.wrote("begun", "freeze"))
+    campaign.victims.add(frozen.name)
     await asyncio.sleep(FROZEN_S)
     frozen.signal(signal.SIGCONT)
     await eventually(lambda: frozen.wrote("RunLost", "freeze"), what="the refusal of the late settlement")

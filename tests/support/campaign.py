@@ -26,6 +26,8 @@ class Campaign:
     #: By recurring job, all its fire times.
     grid: dict[str, list[float]] = field(default_factory=dict)
     killed_at: list[float] = field(default_factory=list)
+    #: The workers that were killed or frozen.
+    victims: set[str] = field(default_factory=set)
     took_s: float = 0.0
     cpu_s: float = 0.0
     runs: list[Run] = field(default_factory=list)
@@ -90,6 +92,15 @@ class Campaign:
         besides = {id: len(fences - set(succeeded[id])) for id, fences in self.fences("begun").items()}
         assert {id: count for id, count in besides.items() if count > lost[id]} == {}
         assert [id for id, fences in self.settled("lost").items() if set(fences) & set(succeeded[id])] == []
+
+    def assert_only_victims_lose_runs(self, but: int) -> None:
+        """What began and was not settled had begun in a process that was killed or frozen; all *but* so many, for processes that
+        the machine itself held up past their lease."""
+        succeeded = self.settled("succeeded")
+        besides = [
+            line for line in self.lines if line.event == "begun" and line.fence not in succeeded[line.job_id]
+        ]
+        assert len([line for line in besides if line.instance not in self.victims]) <= but
 
     def assert_fences_rise_with_fire_times(self) -> None:
         for id in self.grid:

@@ -25,9 +25,11 @@ def run(job_id: str, fence: int, outcome: Any = "succeeded", fire: float = 100.0
     )  # fmt: skip
 
 
-def lines(job_id: str, fence: int, fire: float = 100.0, ended: bool = True) -> list[Line]:
+def lines(
+    job_id: str, fence: int, fire: float = 100.0, ended: bool = True, instance: str = "here"
+) -> list[Line]:
     events = ("begun", "ended") if ended else ("begun",)
-    return [Line(event, job_id, fence, "here", fire, fire) for event in events]
+    return [Line(event, job_id, fence, instance, fire, fire) for event in events]
 
 
 def decision(job_id: str, first: float, last: float, count: int) -> Decision:
@@ -41,6 +43,7 @@ def decision(job_id: str, first: float, last: float, count: int) -> Decision:
 def campaign() -> Campaign:
     """A good one: a job that ran, one whose first run was lost, and a recurring one with a decision."""
     return Campaign(
+        victims={"victim"},
         due={"one": 100.0, "two": 100.0},
         grid={"many": [100.0, 101.0, 102.0, 103.0]},
         runs=[
@@ -53,7 +56,7 @@ def campaign() -> Campaign:
         decisions=[decision("many", 101.0, 102.0, 2)],
         lines=[
             *lines("one", 1),
-            *lines("two", 2, ended=False),
+            *lines("two", 2, ended=False, instance="victim"),
             *lines("two", 5),
             *lines("many", 3),
             *lines("many", 7, 103.0),
@@ -65,6 +68,7 @@ def check(campaign: Campaign) -> None:
     campaign.assert_every_one_shot_succeeded_once()
     campaign.assert_every_fire_time_ran_or_was_decided_once()
     campaign.assert_every_rerun_had_lost_its_lease()
+    campaign.assert_only_victims_lose_runs(but=0)
     campaign.assert_fences_rise_with_fire_times()
 
 
@@ -114,6 +118,10 @@ def begin_again_more_often_than_was_lost(campaign: Campaign) -> None:
     campaign.lines += lines("two", 4, ended=False)
 
 
+def lose_the_run_of_a_healthy_process(campaign: Campaign) -> None:
+    campaign.victims.clear()
+
+
 def settle_what_was_lost(campaign: Campaign) -> None:
     campaign.runs[1] = run("two", 5, "lost")
 
@@ -128,7 +136,7 @@ def let_the_fence_fall(campaign: Campaign) -> None:
     [
         lose_a_job, settle_twice, settle_what_did_not_end, fire_twice, decide_what_ran, miss_a_fire_time, miscount,
         fire_off_the_grid, begin_again_for_no_reason, begin_again_more_often_than_was_lost, settle_what_was_lost,
-        let_the_fence_fall,
+        lose_the_run_of_a_healthy_process, let_the_fence_fall,
     ],
 )  # fmt: skip
 def test_a_bad_campaign_fails(campaign: Campaign, spoil: Callable[[Campaign], None]) -> None:

@@ -7,6 +7,7 @@ falls off the network in the midst of a call leaves no row locked behind it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import ssl
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ _ISOLATION = "TRANSACTION ISOLATION LEVEL READ COMMITTED"
 
 #: Lost against another transaction, and undone: a deadlock, and a lock that was waited for too long. So it may be sent again.
 _LOST_AGAINST_ANOTHER = frozenset({1213, 1205})
+#: How long connections may take to end.
+_LEAVE_S = 1.0
 _PAUSES_S = (0.005, 0.02, 0.08, 0.3)
 #: What a statement says for us: a guard's subquery gave two rows, or a key was there already.
 _NOT_APPLIED = frozenset({1242, 1062})
@@ -114,15 +117,20 @@ class PoolLine:
 
     async def close(self) -> None:
         pool, self._pool = self._pool, self._given
-        if self._given is None and pool is not None:
-            try:
-                async with asyncio.timeout(1.0):
-                    # Idle connections take their leave, as a server's log wants it; what is on its way is cut off.
-                    await pool.clear()
-                    pool.terminate()
-                    await pool.wait_closed()
-            except (MySQLError, OSError):
-                pool.terminate()
+        if self._given is not None or pool is None:
+            return
+        with contextlib.suppress(MySQLError, OSError):
+            async with asyncio.timeout(_LEAVE_S):
+                # Idle connections take their leave, as a server's log wants it. The driver does not wait for their end, and
+                # with TLS that takes a few turns of the loop.
+                writers = [connection._writer for connection in pool._free]
+                await pool.clear()
+                for writer in writers:
+                    await writer.wait_closed()
+        pool.terminate()
+        with contextlib.suppress(OSError):
+            async with asyncio.timeout(_LEAVE_S):
+                await pool.wait_closed()
 
     async def read(self, *statements: str) -> Sequence[Answer]:
         if self._given is None:
@@ -305,7 +313,9 @@ def _client_failure(error: Exception, code: int | None, place: str) -> StoreErro
     if isinstance(error, MySQLError):
         cause = error.__cause__ or error
         if isinstance(cause, ssl.SSLError):
-            return StoreError(f"TLS with {place} failed ({cause}): name its authority with ssl_ca=, or pass ssl=")
+            return StoreError(
+                f"TLS with {place} failed ({cause}): name its authority with ssl_ca=, or pass ssl="
+            )
         if code == 2003:
             return StoreUnavailable(f"{place} cannot be reached: {cause}")
         if code is not None or isinstance(error, InterfaceError):
