@@ -8,6 +8,7 @@ __all__ = [
     "ACQUIRE",
     "ADD",
     "CLAIM",
+    "ERASE",
     "EXTEND",
     "GET",
     "NOW",
@@ -60,6 +61,10 @@ EXTEND = f"""UPDATE @leases l SET until = greatest(l.until, {_NOW.format("$2")} 
     RETURNING l.key, l.holder, l.fence, l.until"""
 RELEASE = """DELETE FROM @leases l USING unnest($2::text[], $3::text[], $4::bigint[]) AS c (key, holder, fence)
     WHERE l.space = $1 AND l.key = c.key AND l.holder = c.holder AND l.fence = c.fence"""
+
+ERASE = """WITH jobs AS (DELETE FROM @jobs WHERE space = $1), runs AS (DELETE FROM @runs WHERE space = $1),
+    claims AS (DELETE FROM @claims WHERE space = $1), leases AS (DELETE FROM @leases WHERE space = $1)
+    DELETE FROM @spaces WHERE id = $1"""
 
 PRUNE_OLD = f"""DELETE FROM @runs WHERE ctid = ANY (ARRAY(
     SELECT e.ctid FROM @runs e WHERE e.space = $1 AND e.at < {_NOW.format("$2")} - $3

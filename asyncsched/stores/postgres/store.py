@@ -185,6 +185,10 @@ class PostgresStore:
         """The statements that ``open`` runs where there is no schema yet."""
         return ddl(self._names)
 
+    async def erase(self) -> None:
+        """Delete all that this namespace holds: jobs, log and leases. The store must be opened anew afterwards."""
+        await self._of_space(statements.ERASE)
+
     @asynccontextmanager
     async def within(self, connection: object) -> AsyncIterator[JobStore]:
         own = await driver_connection(connection, asyncpg.Connection, "asyncpg")
