@@ -203,6 +203,12 @@ class RedisStore:
         """The time to go by; None: the server's."""
         return None if self._given_now is None else self._given_now()
 
+    async def erase(self) -> None:
+        """Delete all that this namespace holds: jobs, log and leases. The store must be opened anew afterwards."""
+        if self._spread is not None:
+            await self._spread.erase()
+        await self._base.erase()
+
     # -- records -------------------------------------------------------------------------------------------------------
 
     async def add(self, records: Sequence[Record]) -> set[str]:

@@ -185,6 +185,9 @@ class Shard:
         self._seen = max(self._seen, fence)
         return found, its_layout
 
+    async def erase(self) -> None:
+        await self._server.command("UNLINK", *self.keys.values(), key=self.keys["meta"])
+
     # -- records -------------------------------------------------------------------------------------------------------
 
     async def add(self, records: Sequence[Record]) -> set[str]:

@@ -37,6 +37,10 @@ class Spread:
         #: (job, token) -> queue, of what this client has claimed.
         self._taken_from: OrderedDict[tuple[str, str], str] = OrderedDict()
 
+    async def erase(self) -> None:
+        await _all(shard.erase() for shard in await self._known())
+        await self._server.command("UNLINK", self._names, key=self._names)
+
     # -- records -------------------------------------------------------------------------------------------------------
 
     async def add(self, records: Sequence[Record]) -> set[str]:
