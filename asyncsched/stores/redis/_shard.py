@@ -187,6 +187,7 @@ class Shard:
 
     async def erase(self) -> None:
         await self._server.command("UNLINK", *self.keys.values(), key=self.keys["meta"])
+        self._seen, self._epoch = 0, None
 
     # -- records -------------------------------------------------------------------------------------------------------
 
