@@ -90,7 +90,7 @@ class Shelf:
         if not composed:
             return []
         records = [record for record, _ in composed]
-        taken = await self._repeat(lambda: self.store.add(records))
+        taken = await self._insert(records)
         answers: list[Job | ConflictingIdError] = []
         for record, definition in composed:
             if not taken or record.id not in taken:
@@ -120,7 +120,7 @@ class Shelf:
             there = await self.find(record.id)
             if there is not None:
                 return self.composer.job(there, self.alias)
-            if not await self._repeat(lambda: self.store.add([record])):
+            if not await self._insert([record]):
                 return self.composer.job(record, self.alias, definition)
         raise self._race(record.id)
 
@@ -128,7 +128,7 @@ class Shelf:
         for _ in range(_RACES):
             there = await self.find(record.id)
             if there is None:
-                if not await self._repeat(lambda: self.store.add([record])):
+                if not await self._insert([record]):
                     return self.composer.job(record, self.alias, definition)
                 continue
             update = self.composer.merge(there, record, definition, self.now())
@@ -226,6 +226,36 @@ class Shelf:
             job_id=id,
             store=self.alias,
         )
+
+    async def _insert(self, records: Sequence[Record]) -> set[str]:
+        """Add; the ids that another birth holds.
+
+        Where the reply to the first try was lost, a job may have been added, run and deleted since: to add that again would be
+        to run it twice. So what is not there any more and has an entry in the log since then was added.
+        """
+        began = self.now()
+        try:
+            return await self.store.add(records)
+        except StoreUnavailable:
+            if self._tries == 1:
+                raise
+        there = await self._repeat(lambda: self.store.get([record.id for record in records]))
+        left = [
+            record
+            for record in records
+            if record.id not in there and not await self._was_logged(record, began)
+        ]
+        taken = {
+            record.id for record in records if record.id in there and there[record.id].birth != record.birth
+        }
+        return taken | (await self._repeat(lambda: self.store.add(left)) if left else set())
+
+    async def _was_logged(self, record: Record, since: float) -> bool:
+        if record.wake_at is None or record.wake_at > self.now():
+            # It cannot have run.
+            return False
+        newest = await self._repeat(lambda: self.store.runs(record.id, limit=1))
+        return bool(newest) and newest[0].at >= since
 
     async def _repeat(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat a call that may have lost its reply; each that goes through here may be made again as it is."""

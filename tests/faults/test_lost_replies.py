@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,13 @@ from asyncsched import (
     Retry,
     RunFinished,
     Scheduler,
+    StoreUnavailable,
     current_run,
     every,
     manual,
     once,
 )
-from asyncsched.contract import Filter
+from asyncsched.contract import Filter, Record
 from tests.servers.running import Servers
 from tests.support.faulty import Faults, FaultyStore
 from tests.support.running import running
@@ -137,6 +139,42 @@ async def test_an_add_whose_reply_is_lost_adds_once_and_is_no_conflict_with_itse
         await asyncio.sleep(0.2)
     assert [job.id for job in added] == [f"job-{n}" for n in range(count)]
     assert Counter(ran) == {f"job-{n}": 1 for n in range(count)}
+
+
+class LateReply(FaultyStore):
+    """The reply to the first add is lost only when its jobs have run and are gone."""
+
+    has_lost = False
+
+    async def add(self, records: Sequence[Record]) -> set[str]:
+        taken = await super().add(records)
+        if not self.has_lost:
+            self.has_lost = True
+            ids = [record.id for record in records]
+            await eventually(lambda: self.is_empty_of(ids))
+            raise StoreUnavailable("the reply was lost")
+        return taken
+
+    async def is_empty_of(self, ids: Sequence[str]) -> bool:
+        return not await self.inner.get(ids)
+
+
+async def test_a_job_that_ran_before_its_add_is_repeated_is_not_added_again(
+    store_kind: str, tmp_path: Path, servers: Servers
+) -> None:
+    store = LateReply(make_store(store_kind, tmp_path, servers))
+    scheduler = Scheduler(store, store_retry=PROMPTLY, poll_interval=0.2)
+    ran: list[str] = []
+
+    @scheduler.task(name="work")
+    async def work() -> None:
+        ran.append(current_run().job_id)
+
+    async with running(scheduler):
+        added = await scheduler.add_jobs([JobSpec("work", id=f"job-{n}") for n in range(20)])
+        await asyncio.sleep(0.5)  # Longer than a poll: they would run again.
+    assert [job.id for job in added] == [f"job-{n}" for n in range(20)]
+    assert Counter(ran) == {f"job-{n}": 1 for n in range(20)}
 
 
 async def test_an_add_whose_reply_is_lost_is_still_a_conflict_with_another_job(

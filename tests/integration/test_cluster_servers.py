@@ -61,6 +61,7 @@ async def test_none_is_lost_and_none_is_settled_twice_though_processes_are_kille
     campaign.assert_every_fire_time_ran_or_was_decided_once()
     campaign.assert_every_rerun_had_lost_its_lease()
     campaign.assert_only_victims_lose_runs(but=HELD_UP)
+    campaign.assert_nobody_begins_what_a_successor_has_begun()
     campaign.assert_fences_rise_with_fire_times()
     assert {decision.reason for decision in campaign.decisions} <= {"coalesced", "overlap"}
     assert_the_late_settlement_was_refused(campaign)

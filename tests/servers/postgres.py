@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tests.servers.server import Server
 
-__all__ = ["PASSWORD", "PostgresServer"]
+__all__ = ["PASSWORD", "PLACES", "PostgresServer"]
 
-_PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin")
+PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin")
 
 #: Of the user ``guarded``.
 PASSWORD = "s3cret/word"
@@ -48,7 +48,7 @@ class PostgresServer(Server):
     def prepare(self) -> None:
         self.data = self.make_folder("data")
         self.run(
-            self.find("initdb", *_PLACES), "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8",
+            self.find("initdb", *PLACES), "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8",
             "--locale=C.UTF-8", "--no-sync",
         )  # fmt: skip
         (self.data / "pg_hba.conf").write_text(_ACCESS)
@@ -63,10 +63,10 @@ class PostgresServer(Server):
     def command(self) -> Sequence[str | Path]:
         settings = {"listen_addresses": "127.0.0.1", "max_connections": "200", **self._settings}
         return [
-            self.find("postgres", *_PLACES), "-D", self.data, "-p", str(self.port), "-k", self.data,
+            self.find("postgres", *PLACES), "-D", self.data, "-p", str(self.port), "-k", self.data,
             *(word for name, value in settings.items() for word in ("-c", f"{name}={value}")),
         ]  # fmt: skip
 
     def is_ready(self) -> bool:
-        probe = [str(self.find("pg_isready", *_PLACES)), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        probe = [str(self.find("pg_isready", *PLACES)), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(probe, check=False).returncode == 0

@@ -102,6 +102,14 @@ class Campaign:
         ]
         assert len([line for line in besides if line.instance not in self.victims]) <= but
 
+    def assert_nobody_begins_what_a_successor_has_begun(self) -> None:
+        """A process that was frozen past its lease may end what it was running; it begins nothing under it any more."""
+        begun: dict[str, list[int]] = defaultdict(list)
+        for line in self.lines:
+            if line.event == "begun":
+                begun[line.job_id].append(line.fence)
+        assert {id: fences for id, fences in begun.items() if fences != sorted(fences)} == {}
+
     def assert_fences_rise_with_fire_times(self) -> None:
         for id in self.grid:
             runs = [run for run in self.runs if run.job_id == id and run.outcome == "succeeded"]

@@ -69,6 +69,7 @@ def check(campaign: Campaign) -> None:
     campaign.assert_every_fire_time_ran_or_was_decided_once()
     campaign.assert_every_rerun_had_lost_its_lease()
     campaign.assert_only_victims_lose_runs(but=0)
+    campaign.assert_nobody_begins_what_a_successor_has_begun()
     campaign.assert_fences_rise_with_fire_times()
 
 
@@ -126,6 +127,11 @@ def settle_what_was_lost(campaign: Campaign) -> None:
     campaign.runs[1] = run("two", 5, "lost")
 
 
+def let_a_zombie_begin(campaign: Campaign) -> None:
+    zombie = lines("two", 2, ended=False, instance="victim")
+    campaign.lines = [line for line in campaign.lines if line not in zombie] + zombie
+
+
 def let_the_fence_fall(campaign: Campaign) -> None:
     campaign.runs[-1] = run("many", 1, fire=103.0)
     campaign.lines += lines("many", 1, 103.0)
@@ -136,7 +142,7 @@ def let_the_fence_fall(campaign: Campaign) -> None:
     [
         lose_a_job, settle_twice, settle_what_did_not_end, fire_twice, decide_what_ran, miss_a_fire_time, miscount,
         fire_off_the_grid, begin_again_for_no_reason, begin_again_more_often_than_was_lost, settle_what_was_lost,
-        lose_the_run_of_a_healthy_process, let_the_fence_fall,
+        lose_the_run_of_a_healthy_process, let_a_zombie_begin, let_the_fence_fall,
     ],
 )  # fmt: skip
 def test_a_bad_campaign_fails(campaign: Campaign, spoil: Callable[[Campaign], None]) -> None:

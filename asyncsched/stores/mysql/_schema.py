@@ -6,6 +6,9 @@ the collation of that kind bears another name on each of the two servers.
 Every index that a claim reads is ordered as it is read, and ``wake_at`` is never NULL: see NEVER. ``parked_at`` repeats
 ``wake_at`` for the records with a hold alone, so that claims of the others need not touch that index.
 
+What a token holds is found by way of ``claims``, a row for each claim, which costs less than an index by holder; its key also
+sees to it that of a claim and its repetition one alone takes anything, however late the first comes through.
+
 A fence is drawn by inserting into ``fences``, whose counter the server keeps across restarts, removals and rollbacks, and
 advances on a replica with each row that it is sent; the row itself is deleted at once. So no claim waits for another's commit,
 as it would for a counter in a row, and no clock is trusted. It is drawn when the records are locked already: whoever held one of
@@ -43,8 +46,12 @@ _TABLES = (
     birth VARCHAR(255) NOT NULL, task VARCHAR(255) NOT NULL, progress LONGBLOB NOT NULL, body LONGBLOB NOT NULL,
     PRIMARY KEY (space, id),
     KEY lane (space, queue, priority, wake_at, id),
-    KEY parked (space, hold, parked_at, id),
-    KEY held (space, holder)) {_KIND}""",
+    KEY parked (space, hold, parked_at, id)) {_KIND}""",
+    # What each claim took: JSON of [id, wake_at before, fence before].
+    f"""CREATE TABLE IF NOT EXISTS @claims (
+    space INT NOT NULL, token VARCHAR(300) NOT NULL, part INT NOT NULL, ends_at DOUBLE NOT NULL, taken LONGTEXT NOT NULL,
+    PRIMARY KEY (space, token, part),
+    KEY by_end (space, ends_at)) {_KIND}""",
     f"""CREATE TABLE IF NOT EXISTS @runs (
     space INT NOT NULL, job_id VARCHAR(300) NOT NULL, fence BIGINT NOT NULL, kind VARCHAR(64) NOT NULL,
     fire_at DOUBLE NOT NULL, settled_at DOUBLE NOT NULL, body LONGBLOB NOT NULL,
@@ -75,6 +82,7 @@ class Names:
             self._named("fences"),
         )
         self.jobs, self.runs, self.leases = self._named("jobs"), self._named("runs"), self._named("leases")
+        self.claims = self._named("claims")
 
     def write_out(self, template: str) -> str:
         """*template* with the names in it written out."""

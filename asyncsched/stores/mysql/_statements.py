@@ -123,17 +123,30 @@ class Statements:
     # -- claims --------------------------------------------------------------------------------------------------------
 
     def look(self, queues: Sequence[str], now: str, token: str | None = None) -> str:
-        """One row: the clock, how many records the token holds, and of each queue the earliest wake_at of all ten lanes.
-        Each is a probe of the index, whatever is stored."""
-        held = "0"
-        if token is not None:
-            held = f"(SELECT COUNT(*) FROM {self._held(token, now)})"
-        return f"SELECT {', '.join([now, held, *map(self._lanes, queues)])}"
+        """One row: the clock, how many claims the token has made, and of each queue the earliest wake_at of all ten lanes.
+        Each is a probe of an index, whatever is stored."""
+        made = "0" if token is None else f"(SELECT COUNT(*) FROM {self._claims_of(token)})"
+        return f"SELECT {', '.join([now, made, *map(self._lanes, queues)])}"
+
+    def claims_of(self, token: str) -> str:
+        """What the claims of *token* took."""
+        return f"SELECT taken FROM {self._claims_of(token)} ORDER BY part"
 
     def take(
-        self, lane: Lane, room: int, now: float, horizon: float, token: str, clock: str, lease_s: float
+        self,
+        lane: Lane,
+        room: int,
+        now: float,
+        horizon: float,
+        token: str,
+        part: int,
+        clock: str,
+        lease_s: float,
     ) -> list[str]:
-        """Claim up to *room* records of one lane that are due at *horizon*, and show them with the wake_at they had."""
+        """Claim up to *room* records of one lane that are due at *horizon*, and show them with the wake_at they had.
+
+        Fails if that *part* of the token's claim has been made already.
+        """
         fresh = f"AND (holder IS NULL OR wake_at <= {real(now)}) " if horizon > now else ""
         until = f"({_NOW} + {real(lease_s)})"
         return [
@@ -145,6 +158,8 @@ class Statements:
                 f"ORDER BY wake_at, id LIMIT {integer(room)} FOR UPDATE SKIP LOCKED"
             ),
             f"SET {_NOW} = {clock}",
+            f"INSERT INTO {self._n.claims} (space, token, part, ends_at, taken) "
+            f"VALUES ({self._space}, {text(token)}, {integer(part)}, {until}, COALESCE({_TAKEN}, '[]'))",
             f"INSERT INTO {self._n.fences} () VALUES ()",
             f"UPDATE {self._join_taken} SET j.prior_fence = t.prior, j.wake_at = {until}, "
             f"j.parked_at = IF(j.hold IS NULL, NULL, {until}), j.fence = LAST_INSERT_ID(), j.holder = {text(token)}, "
@@ -154,8 +169,13 @@ class Statements:
             f"j.tries, j.prior_fence FROM {self._join_taken}",
         ]  # fmt: skip
 
-    def still_held(self, token: str, now: str) -> str:
-        return f"SELECT {_RECORD} FROM {self._held(token, now)} ORDER BY j.fence, j.id"
+    def forget_claims(self, before: str, limit: int) -> str:
+        old = (
+            f"SELECT token, part FROM {self._n.claims} FORCE INDEX (by_end) WHERE space = {self._space} "
+            f"AND ends_at < {before} ORDER BY ends_at LIMIT {integer(limit)} FOR UPDATE SKIP LOCKED"
+        )
+        key = f"c.space = {self._space} AND c.token = t.token AND c.part = t.part"
+        return f"DELETE c FROM ({old}) AS t STRAIGHT_JOIN {self._n.claims} AS c ON {key}"
 
     def renew(self, claims: Sequence[Claim], now: str, lease_s: float) -> list[str]:
         until = f"({_NOW} + {real(lease_s)})"
@@ -343,11 +363,8 @@ class Statements:
         """Keep what the select *locking* locks. It has a limit, so that it is not merged into the rest of the statement."""
         return f"SELECT JSON_ARRAYAGG(JSON_ARRAY(id, was, prior)) INTO {_TAKEN} FROM ({locking}) AS locked"
 
-    def _held(self, token: str, now: str) -> str:
-        return (
-            f"{self._jobs} FORCE INDEX (held) WHERE j.space = {self._space} AND j.holder = {text(token)} "
-            f"AND j.wake_at > {now}"
-        )
+    def _claims_of(self, token: str) -> str:
+        return f"{self._n.claims} WHERE space = {self._space} AND token = {text(token)}"
 
     def _holding(self, claims: Sequence[Claim]) -> str:
         columns = (

@@ -7,12 +7,13 @@ import math
 import re
 import ssl as tls
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from copy import copy
 from typing import Any, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import aiomysql
+import msgspec
 from msgspec.structs import replace
 
 from asyncsched import contract
@@ -46,6 +47,9 @@ _PIECE = 500
 _TLS_FILES = ("ssl_ca", "ssl_cert", "ssl_key")
 #: A call of prune looks at so many log entries for crowded jobs, and the next call goes on behind them.
 _SWEEP = 10_000
+#: So long behind the end of its lease a claim is remembered, and forgotten by the way by every so many-eth that is made.
+_REMEMBER_S = 600.0
+_FORGET_EVERY = 16
 #: How long a renewal waits, all in all a moment, for records that another transaction has locked.
 _BUSY_PAUSES_S = (0.005, 0.015, 0.03)
 #: How often a batch of settlements is sorted anew because others wrote to its records meanwhile.
@@ -122,6 +126,7 @@ class MySQLStore:
         self._listeners: list[Callable[[float | None], None]] = []
         #: The job behind which the next call of prune begins to look for crowded ones.
         self._swept = ""
+        self._takes = 0
         #: In a transaction of the user's: what was found to be there, or newer, while the transaction may see the table as it
         #: was when it began. A locking read sees it as it is. It is kept to these: where it finds nothing it locks out inserts.
         self._doubted: set[str] = set()
@@ -249,25 +254,12 @@ class MySQLStore:
     async def claim(
         self, queues: Sequence[str], token: str, limit: int, lease_s: float, ahead_s: float = 0.0
     ) -> Claimed:
-        clock = self._clock()
-        [answer] = await self._read(self._sql.look(queues, clock, token))
-        now, held, *found = answer.rows[0]
-        taken: list[Record] = []
-        if held:
-            [answer] = await self._read(self._sql.still_held(token, clock))
-            taken = [_record(row) for row in answer.rows]
-        look = self._sql.look(queues, clock)
-        for lane in _lanes(queues, found):
-            if lane.earliest > now + ahead_s:
-                continue
-            while (room := min(limit - len(taken), _PIECE)) > 0:
-                statements = self._sql.take(lane, room, now, now + ahead_s, token, clock, lease_s)
-                *_, rows, seen = await self._write(*statements, after=[look])
-                taken += _taken(rows.rows, lane, token)
-                now, _, *found = seen.rows[0]
-                if len(rows.rows) < room:
-                    break
-        return Claimed(taken, _earliest(lane.earliest for lane in _lanes(queues, found)), now)
+        for _ in range(_SORTINGS):
+            with suppress(NotApplied):
+                return await self._claim(queues, token, limit, lease_s, ahead_s)
+        raise StoreUnavailable(
+            f"a claim in {self._place} was made by another again and again: give each its own token"
+        )
 
     async def renew(self, claims: Sequence[Claim], lease_s: float) -> Renewal:
         versions: dict[str, int | Literal["busy", "lost"]] = {}
@@ -429,6 +421,43 @@ class MySQLStore:
     def _doubt(self, ids: set[str]) -> None:
         if self._line.is_guest:
             self._doubted |= ids
+
+    async def _claim(
+        self, queues: Sequence[str], token: str, limit: int, lease_s: float, ahead_s: float
+    ) -> Claimed:
+        """Raises NotApplied where an earlier claim of that token, whose reply was lost, has come through meanwhile."""
+        clock = self._clock()
+        [answer] = await self._read(self._sql.look(queues, clock, token))
+        now, part, *found = answer.rows[0]
+        taken = await self._still_held(token, now) if part else []
+        look = self._sql.look(queues, clock)
+        for lane in _lanes(queues, found):
+            if lane.earliest > now + ahead_s:
+                continue
+            while (room := min(limit - len(taken), _PIECE)) > 0:
+                statements = self._sql.take(lane, room, now, now + ahead_s, token, part, clock, lease_s)
+                *_, rows, seen = await self._write(*self._forgetting(), *statements, after=[look])
+                taken += _taken(rows.rows, lane, token)
+                now, _, *found = seen.rows[0]
+                part += 1
+                if len(rows.rows) < room:
+                    break
+        return Claimed(taken, _earliest(lane.earliest for lane in _lanes(queues, found)), now)
+
+    async def _still_held(self, token: str, now: float) -> list[Record]:
+        """What a repeated claim gets again; a lease that has ended meanwhile is due and is claimed like any other."""
+        [answer] = await self._read(self._sql.claims_of(token))
+        ids = [item[0] for (taken,) in answer.rows for item in msgspec.json.decode(taken)]
+        there = (await self.get(ids)).values()
+        held = [r for r in there if r.holder == token and r.wake_at is not None and r.wake_at > now]
+        return sorted(held, key=lambda r: (r.fence, r.id))
+
+    def _forgetting(self) -> list[str]:
+        """Now and then a claim forgets some that were made long ago: their replies can no longer be on their way."""
+        self._takes += 1
+        if self._takes % _FORGET_EVERY:
+            return []
+        return [self._sql.forget_claims(f"{self._clock()} - {real(_REMEMBER_S)}", 4 * _FORGET_EVERY)]
 
     async def _renew(self, claims: Sequence[Claim], lease_s: float) -> Renewal:
         *_, rows, clock = await self._write(*self._sql.renew(claims, self._clock(), lease_s))

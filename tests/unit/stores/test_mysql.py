@@ -22,7 +22,9 @@ from asyncsched.errors import (
     StoreUnavailable,
 )
 from asyncsched.stores import mysql, store_from_url
-from asyncsched.stores.mysql import MySQLStore, _opening
+from asyncsched.stores.mysql import MySQLStore, _opening, _store
+from asyncsched.stores.mysql._line import NotApplied
+from asyncsched.stores.mysql._statements import Lane
 from tests.servers.running import Servers
 from tests.support.proxy import proxied
 from tests.support.stores import namespaced
@@ -155,7 +157,7 @@ async def ask(connection: Any, statement: str) -> Any:
 
 async def drop(url: str, prefix: str) -> None:
     async with connected(url) as connection:
-        for table in ("jobs", "runs", "leases", "fences", "spaces", "meta"):
+        for table in ("jobs", "runs", "claims", "leases", "fences", "spaces", "meta"):
             await ask(connection, f"DROP TABLE {prefix}{table}")
 
 
@@ -562,7 +564,7 @@ async def test_calls_take_few_round_trips(url: str) -> None:
         await count("renew", store.renew([Claim(r.id, r.fence, "token") for r in held], 60.0))
         batch = [moved(r) if i % 2 else deleted(r, [job(f"{r.id}+", None)]) for i, r in enumerate(held)]
         assert set(await count("settle", store.settle(batch))) == {"done"}
-        await count("claim nothing", claim(store))
+        await count("claim nothing", claim(store, "other"))
         await count("update", store.update(changed("001", b"")))
         await count("acquire", store.acquire(["a", "b"], "me", 30.0))
         await count("remove", store.remove(["001"]))
@@ -647,9 +649,7 @@ async def test_no_call_costs_more_when_more_is_stored(server_url: str) -> None:
 async def assert_plans(store: MySQLStore) -> None:
     """The hot statements read their index in its order, and nothing else of the table."""
     sql = store._sql
-    from asyncsched.stores.mysql._statements import Lane
-
-    take = sql.take(Lane("default", 5, NOW - 3600), 100, NOW, NOW + 5, "token", "0e0", 30.0)[0]
+    take = sql.take(Lane("default", 5, NOW - 3600), 100, NOW, NOW + 5, "token", 0, "0e0", 30.0)[0]
     locking = take[take.index("FROM (") + 6 : take.rindex(")")]
     for statement, key in ((locking, "lane"), (sql.runs(None, None, 100, None), "by_time")):
         [answer] = await store._read(f"EXPLAIN FORMAT=JSON {statement}")
@@ -659,6 +659,46 @@ async def assert_plans(store: MySQLStore) -> None:
     # The earliest of each lane is one probe: there is no table left in the plan, or one row of it.
     reads = await rows_read(store, store._read(sql.look(["default"], "0e0")))
     assert reads < 40
+
+
+# ---- repeated claims -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_claim_that_comes_through_behind_its_repetition_takes_nothing(store: MySQLStore) -> None:
+    """Its reply was given up, and the server did it late."""
+    late = store._sql.take(Lane("default", 5, NOW), 100, NOW, NOW, "token", 0, f"{NOW!r}e0", 30.0)
+    await store.add([job("a")])
+    [a] = await claim(store)
+    await store.add([job("b")])
+    with pytest.raises(NotApplied):
+        await store._write(*late)
+    assert await store.get(["a", "b"]) == {"a": a, "b": job("b")}
+    assert [r.id for r in await claim(store)] == ["a", "b"]
+
+
+async def test_a_claim_that_its_first_sending_overtakes_gets_what_that_took(store: MySQLStore) -> None:
+    first = store._sql.take(Lane("default", 5, NOW), 100, NOW, NOW, "token", 0, f"{NOW!r}e0", 30.0)
+    await store.add([job("a"), job("b")])
+    answers = await asyncio.gather(store._write(*first), *(claim(store) for _ in range(5)))
+    assert [[r.id for r in answer] for answer in answers[1:]] == [["a", "b"]] * 5
+    assert {r.tries for r in (await store.get(["a", "b"])).values()} == {1}
+
+
+async def test_claims_are_forgotten_long_after_their_leases(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_store, "_FORGET_EVERY", 1)
+    store, now = MySQLStore.from_url(url), NOW
+    await store.open(now=lambda: now)
+    for i in range(30):
+        await store.add([job(f"{i}")])
+        assert [r.id for r in await claim(store, f"token {i}")] == [f"{i}"]
+        assert [r.id for r in await claim(store, f"token {i}")] == [f"{i}"]
+        await store.remove([f"{i}"])
+        now += 100
+    [answer] = await store._read(f"SELECT COUNT(*) FROM asyncsched_claims WHERE space = {store._sql._space}")
+    await store.close()
+    assert answer.rows[0][0] <= 8
 
 
 # ---- batches of settlements ----------------------------------------------------------------------------------------------
@@ -709,7 +749,7 @@ async def test_an_id_prefix_may_end_in_any_character(store: MySQLStore) -> None:
 async def test_crowded_jobs_are_found_by_stretches(
     store: MySQLStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncsched.stores.mysql._store._SWEEP", 10)
+    monkeypatch.setattr(_store, "_SWEEP", 10)
     log = [Entry(f"j{i:02}", fence, "run", NOW, NOW + fence, b"") for i in range(12) for fence in range(1, 5)]
     await store.add([job("a")])
     [held] = await claim(store)
