@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +27,8 @@ __all__ = ["MariaDBServer", "MySQLServer", "prepare_mysql"]
 #: The release of Debian that has MySQL, and the packages with the server alone.
 _SUITE = "sid"
 _PACKAGES = ("mysql-server-core",)
+#: No test run takes that long.
+_STALE_S = 86_400.0
 _REMEDY = "or name a server of yours in ASYNCSCHED_TEST_MYSQL_URL, or leave its tests out with --stores"
 
 
@@ -85,6 +88,8 @@ class MySQLServer(MariaDBServer):
 
     def prepare(self) -> None:
         self._root = prepare_mysql()
+        if self._root is not None:
+            _sweep(self._root / "srv")
         # What the server writes lies within its root, and is removed with the server.
         self._place = Path(tempfile.mkdtemp(prefix="asyncsched-", dir=self._root and self._root / "srv"))
         self._place.chmod(0o755)
@@ -148,18 +153,18 @@ def prepare_mysql(say: Callable[[str], None] = lambda _: None) -> Path | None:
         return made
     mirror, keyring = _needs_for_making()
     made.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(made.with_suffix(".lock"), say):
+    with _lock(made.with_suffix(".lock"), say) as lock:
         if not made.is_dir():
-            _make(made, mirror, keyring, say)
+            _make(made, mirror, keyring, say, lock)
     return made
 
 
-def _make(made: Path, mirror: str, keyring: str | None, say: Callable[[str], None]) -> None:
+def _make(made: Path, mirror: str, keyring: str | None, say: Callable[[str], None], lock: int) -> None:
     building = made.with_suffix(".building")
     shutil.rmtree(building, ignore_errors=True)
     say(f"a small Debian {_SUITE} from {mirror} into {building} (a minute or so)")
     keys = [f"--keyring={keyring}"] if keyring else []
-    _run("debootstrap", "--variant=minbase", *keys, _SUITE, str(building), mirror)
+    _run(lock, "debootstrap", "--variant=minbase", *keys, _SUITE, str(building), mirror)
     # No package may start a service in there.
     policy = building / "usr/sbin/policy-rc.d"
     policy.write_text("#!/bin/sh\nexit 101\n")
@@ -168,10 +173,18 @@ def _make(made: Path, mirror: str, keyring: str | None, say: Callable[[str], Non
     install = "apt-get install -y --no-install-recommends " + " ".join(_PACKAGES)
     # In a mount namespace of its own: however this ends, no mount is left.
     within = f'mount -t proc proc "$0/proc" && exec chroot "$0" sh -c "{install} && apt-get clean"'
-    _run("unshare", "--mount", "--propagation=private", "sh", "-c", within, str(building))
+    _run(lock, "unshare", "--mount", "--propagation=private", "sh", "-c", within, str(building))
     (building / "srv").chmod(0o755)
     building.rename(made)
     say(f"{made} is ready")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what servers of test runs that were killed have left in *folder*."""
+    for left in folder.glob("asyncsched-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _needs_for_making() -> tuple[str, str | None]:
@@ -231,20 +244,26 @@ def _cache() -> Path:
 
 
 @contextlib.contextmanager
-def _lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+def _lock(path: Path, say: Callable[[str], None]) -> Iterator[int]:
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             say("another process is at it: waiting")
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
 
 
-def _run(*command: str) -> None:
+def _run(lock: int, *command: str) -> None:
+    """Run *command*; should this process be killed, the *lock* stays with it until it has ended."""
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=environment,
+        check=False,
+        pass_fds=(lock,),
     )
     if done.returncode:
         said = (done.stdout + done.stderr).decode(errors="replace")
