@@ -113,7 +113,8 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
     """How one claim ends. Atomic by itself.
 
     With ``hand_back`` the record returns as if it had not been claimed: the cursor and ``settled`` stay and the try is
-    undone; ``prior`` stays, and only ``wake_at`` is taken from here. With ``delete`` the record goes. Else cursor, hold and ``wake_at`` are written.
+    undone; ``prior`` stays, and only ``wake_at`` is taken from here. With ``delete`` the record goes. Else cursor, hold and
+    ``wake_at`` are written.
     """
 
     id: str

@@ -32,7 +32,9 @@ async def queries(kind: str, url: str) -> float:
         found = await client.info("commandstats")
         await client.aclose()
         # Those within scripts are counted there too.
-        return float(sum(of["calls"] for name, of in found.items() if name.removeprefix("cmdstat_") in _ASKED))
+        return float(
+            sum(of["calls"] for name, of in found.items() if name.removeprefix("cmdstat_") in _ASKED)
+        )
     if kind == "postgres":
         connection = await _postgres_connection(url)
         await connection.execute("SELECT pg_stat_clear_snapshot()")
