@@ -9,14 +9,12 @@ import time
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["OWN_QUERIES", "claim_and_delete", "queries"]
+__all__ = ["claim_and_delete", "queries"]
 
 _BATCH = 100
 _BODY = b"x" * 60
 #: The commands that clients of this project send when nothing is due.
 _ASKED = {"evalsha", "eval", "ping", "info", "script|load"}
-#: Queries that looking at the counter adds to it.
-OWN_QUERIES = {"redis": 1, "postgres": 3, "mariadb": 2, "mysql": 2}
 
 
 async def claim_and_delete(kind: str, url: str, jobs: int) -> float:

@@ -292,6 +292,11 @@ class Statements:
             f"SELECT name, holder, fence, ends_at FROM {self._n.leases} WHERE {which}",
         ]
 
+    def erase(self) -> list[str]:
+        of_space = [self._n.jobs, self._n.runs, self._n.claims, self._n.leases]
+        erased = [f"DELETE FROM {table} WHERE space = {self._space}" for table in of_space]
+        return [*erased, f"DELETE FROM {self._n.spaces} WHERE id = {self._space}"]
+
     def release(self, leases: Sequence[Lease]) -> str:
         return f"DELETE FROM {self._n.leases} WHERE {self._these(leases)}"
 

@@ -199,6 +199,10 @@ class MySQLStore:
         [answer] = await self._read(f"SELECT {SERVER_NOW}")
         return float(answer.rows[0][0])
 
+    async def erase(self) -> None:
+        """Delete all that this namespace holds: jobs, log and leases. The store must be opened anew afterwards."""
+        await self._write(*self._sql.erase())
+
     # -- records -------------------------------------------------------------------------------------------------------
 
     async def add(self, records: Sequence[Record]) -> set[str]:
