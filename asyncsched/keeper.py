@@ -7,6 +7,7 @@ job by right, whatever this one believes, so the run is cancelled.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -117,9 +118,13 @@ class Keeper:
         for execution, claim in zip(executions, claims, strict=True):
             answer = versions.get(claim.id, "lost")
             if answer == "lost":
-                if execution.record.fence == claim.fence and execution.end is None:
+                if execution.committed is not None:
+                    # It is settled: nothing is left that could be lost.
+                    execution.trusted_until = math.inf
+                elif execution.record.fence == claim.fence and execution.end is None:
                     lost.append(execution)
-            elif answer != "busy":
+            elif answer != "busy" or execution.committed is not None:
+                # Its row is locked by the user's own transaction, in which it is settled: nobody can claim it meanwhile.
                 execution.trusted_until = trust_end(asked_at, self._lease_s)
         if lost:
             await self._give_up(lost)
@@ -131,4 +136,4 @@ class Keeper:
             if execution.record.id in there:
                 execution.cancel("lost")
             else:
-                execution.trusted_until = float("inf")
+                execution.trusted_until = math.inf

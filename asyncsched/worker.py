@@ -496,6 +496,9 @@ class Worker:
                 self._settled(execution, self._settlement(execution), "done")
             else:
                 await self._settle([(execution, self._settlement(execution))])
+        except StoreError as error:
+            self._link.failed(error)
+            self._close(execution)
         finally:
             self._confirming -= 1
             self._observe(execution.record.id)

@@ -24,7 +24,7 @@ from asyncsched import JobSpec, Scheduler, once, store_from_url
 from asyncsched.contract import Record, Settlement
 from benchmarks import raw
 from benchmarks.board import Board, until
-from benchmarks.environments import python_of
+from benchmarks.environments import NotInstalled, python_of
 from benchmarks.table import Line, table, verdict
 from tests.servers.running import SERVERS, url_given_for
 from tests.servers.server import Server
@@ -380,7 +380,7 @@ def measure_stores(
             for turn in range(repeats):
                 for name in names or list(MEASURES):
                     tell(f"{kind}: {name}, {turn + 1} of {repeats}")
-                    for figure, value in asyncio.run(MEASURES[name](bench)).items():
+                    for figure, value in _found(MEASURES[name], bench, tell).items():
                         of_kind.setdefault(figure, []).append(value)
     return table(
         _lines(
@@ -390,6 +390,23 @@ def measure_stores(
             }
         )
     )
+
+
+def _found(
+    measured: Callable[[Bench], Awaitable[Figures]], bench: Bench, tell: Callable[[str], None]
+) -> Figures:
+    """What one measurement brings; one that fails leaves its figures out, and the others go on."""
+
+    async def run() -> Figures:
+        return await measured(bench)
+
+    try:
+        figures = asyncio.run(run())
+    except (AssertionError, TimeoutError, NotInstalled, subprocess.SubprocessError) as error:
+        tell(f"  no figure: {(str(error).strip().splitlines() or [type(error).__name__])[-1]}")
+        return {}
+    tell("  " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    return figures
 
 
 @contextmanager

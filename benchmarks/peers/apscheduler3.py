@@ -64,7 +64,7 @@ async def drain(jobs: int, store: str = "memory") -> Figures:
 async def recurring(jobs: int, window_s: float, url: str = "") -> Figures:
     """With *url* in the store of that server, which takes far longer to fill."""
     scheduler = _paused(_store_at(url) if url else None)
-    grid = Grid(jobs, adds_per_s=700 if url else 8_000)
+    grid = Grid(jobs, adds_per_s=400 if url else 8_000)
     for i in range(jobs):
         scheduler.add_job(meter.noted_job, _trigger(grid.phase(i), PERIOD_S))
     scheduler.resume()

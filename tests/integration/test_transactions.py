@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -499,9 +500,27 @@ async def test_a_transaction_that_is_open_with_its_settlement_holds_up_nobody(ru
     await runner.scheduler.add_job("short", id="short")
     await eventually(lambda: has_succeeded(runner.scheduler, "short"))
     await eventually(lambda: has_succeeded(runner.scheduler, "long"), timeout=10)
+    # By now the lease of the first run has ended twice over, and its transaction is still open.
     release.set()
     await eventually(lambda: has_succeeded(runner.scheduler, "job"))
     assert [run.outcome for run in await runner.scheduler.history.runs("long")] == ["succeeded"]
+    assert await runner.outcomes() == ["succeeded"]
+    assert runner.attempts == await runner.database.effects() == 1
+
+
+async def test_a_run_goes_on_behind_its_commit_for_longer_than_its_lease(runner: Runner) -> None:
+    ended: list[bool] = []
+
+    async def body() -> None:
+        async with runner.database.transaction() as connection, runner.commit(connection):
+            await runner.effect(connection)
+        await asyncio.sleep(3.0)
+        ended.append(True)
+
+    soon = datetime.now(UTC) + timedelta(seconds=0.3)
+    await runner.run(body, trigger=every(hours=1, anchor=soon))
+    assert ended == [True]
+    assert await runner.outcomes() == ["succeeded"]
 
 
 async def has_succeeded(scheduler: Scheduler, id: str) -> bool:
