@@ -6,6 +6,7 @@ No fences, no lanes, no log, no policies: nothing that is built on these drivers
 from __future__ import annotations
 
 import time
+import warnings
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -145,7 +146,8 @@ async def _mysql(url: str, jobs: int) -> float:
     connection = await _mysql_connection(url)
     cursor = await connection.cursor()
     await cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
-    await cursor.execute("DROP TABLE IF EXISTS raw_jobs")
+    with warnings.catch_warnings(action="ignore"):
+        await cursor.execute("DROP TABLE IF EXISTS raw_jobs")
     await cursor.execute(
         "CREATE TABLE raw_jobs (id VARCHAR(40) PRIMARY KEY, wake_at DOUBLE, holder VARCHAR(40), body BLOB, KEY (wake_at)) "
         "ENGINE = InnoDB"
