@@ -41,7 +41,7 @@ class Fetch(Protocol):
     async def fetch(self, query: str, *values: object) -> Rows: ...
 
 
-class _Plain(asyncpg.Connection):  # type: ignore[misc]
+class _Plain(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no annotations
     """A connection that nothing leaves a trace on, so that giving it back to its pool costs no round trip."""
 
     def get_reset_query(self) -> str:
