@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import multiprocessing
 import os
 import random
@@ -293,12 +292,7 @@ class Engine:
         await clock.sample(store.now)
         self.store_clocks[alias] = clock
         self._warn_of_skew(alias, clock.skew())
-
-        def now() -> float:
-            # Whole microseconds, and never ahead of the store: what is due now is due.
-            return math.floor((clock.now() - clock.slack_s) * 1e6) / 1e6
-
-        self.shelves[alias] = Shelf(alias, store, self.composer, now)
+        self.shelves[alias] = Shelf(alias, store, self.composer, clock.reached)
 
     def _warn_of_skew(self, alias: str, skew: ClockSkew) -> None:
         if abs(skew.offset) - skew.error > _MAX_SKEW:

@@ -13,6 +13,8 @@ __all__ = ["StoreClock"]
 
 #: How often the clock is asked at a start; the shortest round trip tells it best.
 _SAMPLES = 3
+#: A clock that goes back by more was set back.
+_MOMENT_S = 0.5
 
 
 class StoreClock:
@@ -25,10 +27,22 @@ class StoreClock:
         self.offset = clock.time() - clock.monotonic()
         self._clock = clock
         self._best_trip_s = math.inf
+        self._reached = -math.inf
 
     def now(self) -> float:
         """The store's clock."""
         return self._clock.monotonic() + self.offset
+
+    def reached(self) -> float:
+        """An instant that the store's clock has reached, in whole microseconds: what is due then is due.
+
+        A better sample may put the clock back by a moment; what was told before stays reached.
+        """
+        instant = math.floor((self.now() - self.slack_s) * 1e6) / 1e6
+        if not self.is_host and 0 < self._reached - instant < _MOMENT_S:
+            return self._reached
+        self._reached = instant
+        return instant
 
     @property
     def slack_s(self) -> float:

@@ -9,6 +9,10 @@ from asyncsched import Event, RunFinished, RunStarted, Scheduler
 __all__ = ["run_due"]
 
 
+#: Between looks, and for the answer to a claim that is on its way.
+_LOOK_S, _TRIP_S = 0.05, 0.02
+
+
 async def run_due(scheduler: Scheduler, timeout: float = 10.0) -> list[RunFinished]:
     """Let *scheduler* run every job that is due now, and what becomes due meanwhile; return how the runs ended, in order.
 
@@ -34,11 +38,13 @@ async def run_due(scheduler: Scheduler, timeout: float = 10.0) -> list[RunFinish
         await scheduler.resume()
     try:
         async with asyncio.timeout(timeout):
-            while under_way or await _is_busy(scheduler):
+            looks = 0
+            # One look could fall between the claim of a job at its server and the answer to that claim: two of them cannot.
+            while looks < 2:
                 changed.clear()
-                if under_way or await _is_busy(scheduler):
-                    await _either(changed)
-                await asyncio.sleep(0)
+                looks = 0 if under_way or await _is_busy(scheduler) else looks + 1
+                if looks < 2:
+                    await _either(changed, _LOOK_S if looks == 0 else _TRIP_S)
     finally:
         if was_paused:
             await scheduler.pause()
@@ -59,9 +65,9 @@ async def _is_busy(scheduler: Scheduler) -> bool:
     return due is not None and due.timestamp() <= scheduler.now().timestamp()
 
 
-async def _either(changed: asyncio.Event) -> None:
+async def _either(changed: asyncio.Event, seconds: float) -> None:
     """Until something happened; a look now and then covers what makes no event."""
     try:
-        await asyncio.wait_for(changed.wait(), 0.05)
+        await asyncio.wait_for(changed.wait(), seconds)
     except TimeoutError:
         return

@@ -93,6 +93,24 @@ async def test_the_shortest_of_some_samples_counts(clock: ManualClock) -> None:
     assert abs(error_of(known, server)) <= 0.01
 
 
+async def test_what_was_reached_stays_reached_when_a_better_sample_puts_the_clock_back(
+    clock: ManualClock,
+) -> None:
+    server, known = Server(clock, 0.0), StoreClock(clock, is_host=False)
+    server.trip_s = 0.2
+    await server.answer(known, read_at=1.0)
+    await clock.advance(0.15)
+    before = known.reached()
+    server.trip_s = 0.0
+    server.offset_s = -0.1
+    await server.answer(known)
+    assert known.now() < before
+    assert known.reached() == before
+    server.offset_s = -60.0
+    await server.answer(known)
+    assert known.reached() < before - 50
+
+
 @pytest.mark.parametrize(("offset_s", "said"), [(7200.0, "ahead of"), (-2.5, "behind"), (0.5, None)])
 async def test_a_skew_of_more_than_a_second_is_told_at_the_start(
     clock: ManualClock, caplog: pytest.LogCaptureFixture, offset_s: float, said: str | None
