@@ -260,13 +260,13 @@ def ask(port: int, path: str, method: str = "GET") -> Any:
         except OSError:
             if time.monotonic() > over:
                 raise
-            time.sleep(0.1)
+            time.sleep(0.1)  # Another process: no event tells when it listens. Bounded by the line above.
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
     over = time.monotonic() + 10
     while not holds() and time.monotonic() < over:
-        time.sleep(0.05)
+        time.sleep(0.05)  # Another process: no event tells what it has done.
     return holds()
 
 
@@ -280,7 +280,7 @@ async def test_the_fragments_of_a_page_run_inside_of_a_started_scheduler(
 ) -> None:
     module = types.ModuleType("example")
     monkeypatch.setitem(sys.modules, "example", module)
-    async with asyncio.timeout(BOUND_S), Scheduler() as module.scheduler:  # type: ignore[attr-defined]
+    async with asyncio.timeout(BOUND_S), Scheduler() as module.scheduler:  # type: ignore[attr-defined]  # a module made here
         for example in examples_of(page):
             if example.how == "inside":
                 await run_fragment(example, vars(module))

@@ -43,7 +43,7 @@ def read(path: str) -> str:
 def test_the_table_of_stores_says_what_the_stores_can_do(name: str, store: type) -> None:
     [row] = re.findall(rf"^\| {name} \|(.*)\|$", read("README.md"), re.M)
     cells = [cell.strip() for cell in row.split("|")]
-    can: Capabilities = store.capabilities  # type: ignore[attr-defined]
+    can: Capabilities = store.capabilities  # type: ignore[attr-defined]  # each is a store
     assert cells[2:] == ["yes" if can.durable else "no", "yes" if can.shared else "no", can.clock]
     url = cells[0].strip("`")
     assert isinstance(asyncsched.store_from_url(url), store)

@@ -137,7 +137,7 @@ async def test_a_killed_writer_leaves_a_sound_file(tmp_path: Path) -> None:
                 await scheduler.add_job("work", every(0.02), id=f"busy-{number}", args=[0.0])
             for _ in range(3):
                 worker = await cluster.start_ready(*SHORT_LEASE)
-                await eventually(lambda worker=worker: worker.wrote("ended"))  # type: ignore[misc]
+                await eventually(lambda worker=worker: worker.wrote("ended"))  # type: ignore[misc]  # bound by its default
                 await asyncio.sleep(0.1)
                 worker.kill()
             assert len(await scheduler.get_jobs()) == 20

@@ -48,7 +48,7 @@ async def test_a_client_and_a_shared_store_are_not_warned_of(
 def start_as_a_worker(said: "Queue[str]") -> None:
     """What a server that starts its workers by multiprocessing does in each."""
     handler = logging.Handler()
-    handler.emit = lambda record: said.put(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: said.put(record.getMessage())  # type: ignore[method-assign]  # a handler of one line
     logging.getLogger("asyncsched").addHandler(handler)
 
     async def serve() -> None:

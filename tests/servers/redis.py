@@ -110,7 +110,7 @@ class RedisCluster:
         while not all(self._is_whole(node) for node in self.nodes):
             if time.monotonic() > end:
                 raise CannotStart(f"the cluster did not come together:\n{self.nodes[0].log[-2000:]}")
-            time.sleep(0.05)
+            time.sleep(0.05)  # No event tells when other processes agree. Bounded by the line above.
 
     def remove(self) -> None:
         for node in self.nodes:

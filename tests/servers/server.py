@@ -184,7 +184,7 @@ class Server(ABC):
     def _wait(condition: Callable[[], bool], timeout_s: float) -> None:
         end = time.monotonic() + timeout_s
         while not condition() and time.monotonic() < end:
-            time.sleep(0.02)
+            time.sleep(0.02)  # No event tells that another process is ready. Bounded by the timeout.
 
 
 def find_program(program: str, *places: str) -> Path | None:
