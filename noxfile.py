@@ -43,7 +43,8 @@ def tests(session: nox.Session) -> None:
     session.install("-e", ".[all]", *_packages("test", "lint", "types"))
     _lint(session)
     _types(session)
-    session.run("pytest", *session.posargs, env=_servers(session))
+    # Two at once: a test and its server wait for each other most of the time. ``-- -n 0`` runs them one by one.
+    session.run("pytest", "-n", "2", "--dist", "loadgroup", *session.posargs, env=_servers(session))
 
 
 @nox.session

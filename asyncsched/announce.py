@@ -11,6 +11,7 @@ from asyncsched.events import (
     Bus,
     JobExhausted,
     JobHandedBack,
+    JobLimited,
     JobQuarantined,
     RunCancelled,
     RunFailed,
@@ -26,6 +27,7 @@ from asyncsched.ids import base_id
 from asyncsched.model import Outcome
 from asyncsched.plan import Span
 from asyncsched.units import to_datetime
+from asyncsched.watch import Watch
 
 __all__ = ["Announcer"]
 
@@ -41,10 +43,11 @@ _FINISHED: dict[Outcome, type[RunFinished]] = {
 class Announcer:
     """Tells a scheduler's listeners what a worker does."""
 
-    def __init__(self, bus: Bus, alias: str, now: Callable[[], float]) -> None:
+    def __init__(self, bus: Bus, alias: str, now: Callable[[], float], watch: Watch) -> None:
         self._bus = bus
         self._alias = alias
         self._now = now
+        self._watch = watch
 
     @property
     def is_heard(self) -> bool:
@@ -60,9 +63,14 @@ class Announcer:
         if answer == "lost":
             self.lost(execution)
             return
+        if end.skip is not None:
+            # RunSkipped has been told.
+            return
         self._finished(execution, end.outcome)
         if end.outcome in ("failed", "timed_out") and end.retry_in is None and end.again_at is None:
             self._job(JobExhausted, execution.record, end.error, execution.definition)
+        if answer in ("done", "stale"):
+            self._watch.ended(execution.record, execution.definition, execution.start, end)
 
     def lost(self, execution: Execution) -> None:
         self._finished(execution, "lost")
@@ -81,8 +89,13 @@ class Announcer:
     def handed_back(self, record: Record, reason: str) -> None:
         self._job(JobHandedBack, record, reason)
 
+    def limited(self, record: Record, definition: Definition, limit: str, until: float | None) -> None:
+        at = None if until is None else to_datetime(until)
+        self._bus.emit(JobLimited(**self._job_fields(record, definition), limit=limit, until=at))
+
     def quarantined(self, record: Record, reason: str) -> None:
         self._job(JobQuarantined, record, reason)
+        self._watch.quarantined(record, reason)
 
     def _finished(self, execution: Execution, outcome: Outcome) -> None:
         end = execution.end

@@ -11,9 +11,16 @@ import time as _time
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["Clock", "SystemClock", "Timer", "host_time"]
+__all__ = ["Clock", "SystemClock", "Timer", "host_time", "uptime"]
 
 host_time = _time.time
+#: Linux's monotonic clock stands still while the machine sleeps, and this one does not; macOS has both under other names.
+_UPTIME = getattr(_time, "CLOCK_BOOTTIME", getattr(_time, "CLOCK_MONOTONIC", None))
+
+
+def uptime() -> float:
+    """Elapsed time that goes on while the machine sleeps, where its system tells that."""
+    return _time.monotonic() if _UPTIME is None else _time.clock_gettime(_UPTIME)
 
 
 class Timer(Protocol):

@@ -7,13 +7,25 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from asyncsched.definition import Cursor, Definition, RetryForm, RunForm, SpanForm
+from asyncsched.definition import (
+    Cursor,
+    Definition,
+    InstanceForm,
+    OrphanForm,
+    RetryForm,
+    Roster,
+    RunForm,
+    SpanForm,
+)
 from asyncsched.errors import NewerFormatError, SerializationError
 from asyncsched.model import Retry
 
 __all__ = [
     "decode_cursor",
     "decode_definition",
+    "decode_instance",
+    "decode_orphans",
+    "decode_roster",
     "decode_run",
     "decode_span",
     "encode",
@@ -38,9 +50,14 @@ _definitions = msgspec.msgpack.Decoder(_Sealed[Definition])
 _cursors = msgspec.msgpack.Decoder(_Sealed[Cursor])
 _runs = msgspec.msgpack.Decoder(_Sealed[RunForm])
 _spans = msgspec.msgpack.Decoder(_Sealed[SpanForm])
+_instances = msgspec.msgpack.Decoder(_Sealed[InstanceForm])
+_rosters = msgspec.msgpack.Decoder(_Sealed[Roster])
+_orphans = msgspec.msgpack.Decoder(_Sealed[OrphanForm])
 
 
-def encode(form: Definition | Cursor | RunForm | SpanForm) -> bytes:
+def encode(
+    form: Definition | Cursor | RunForm | SpanForm | InstanceForm | Roster | OrphanForm,
+) -> bytes:
     """The blob of a form."""
     return _encoder.encode((FORMAT, form))
 
@@ -63,6 +80,21 @@ def decode_run(blob: bytes) -> RunForm:
 def decode_span(blob: bytes) -> SpanForm:
     """As decode_definition."""
     return _decode(_spans, blob)
+
+
+def decode_instance(blob: bytes) -> InstanceForm:
+    """As decode_definition."""
+    return _decode(_instances, blob)
+
+
+def decode_roster(blob: bytes) -> Roster:
+    """As decode_definition."""
+    return _decode(_rosters, blob)
+
+
+def decode_orphans(blob: bytes) -> OrphanForm:
+    """As decode_definition."""
+    return _decode(_orphans, blob)
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[_Sealed[T]], blob: bytes) -> T:
@@ -100,8 +132,8 @@ def retry_to(retry: Retry) -> RetryForm:
         max_delay=retry.max_delay,  # type: ignore[arg-type]  # likewise
         spread=retry.spread,
         delays=retry.delays,  # type: ignore[arg-type]  # likewise
-        on=tuple(_class_name(kind) for kind in retry.on),
-        never_on=tuple(_class_name(kind) for kind in retry.never_on),
+        on=tuple(map(_class_name, retry.on)),  # type: ignore[arg-type]  # and a tuple, never one class
+        never_on=tuple(map(_class_name, retry.never_on)),  # type: ignore[arg-type]  # likewise
     )
 
 

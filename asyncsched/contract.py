@@ -65,8 +65,8 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     settled: int = 0
     #: Claims since the last settlement; above one means that an earlier claim was lost.
     tries: int = 0
-    #: The fence of the expired claim that was taken over since the last settlement; None: there was none. A hand-back keeps it,
-    #: and so does the claim after it, since nobody has written down yet that a claim was lost.
+    #: The fence of the expired claim that was taken over since the last settlement; None: there was none. A hand-back and an
+    #: update keep it, and so does the claim after them, since nobody has written down yet that a claim was lost.
     prior: int | None = None
 
 
@@ -191,6 +191,9 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     linearizable: bool
     #: Jobs can be added in the user's own transaction.
     transactional_add: bool
+    #: So many bytes may body and cursor of a record have together; a larger one is refused with a StoreError that names its id,
+    #: its size and this bound. None: no bound that a job comes near (a mebibyte each and more).
+    largest_record: int | None = None
 
 
 class JobStore(Protocol):
@@ -220,7 +223,11 @@ class JobStore(Protocol):
         ...
 
     async def add(self, records: Sequence[Record]) -> set[str]:
-        """Insert *records*; return the ids that another birth holds already, which are left as they are."""
+        """Insert *records*; return the ids that another birth holds already, which are left as they are.
+
+        A record is written whole. One that has lived in another store brings its version, fence, settled, tries and prior with
+        it, and no later fence of the namespace, of a claim or of a named lease, is as low as a fence that was added.
+        """
         ...
 
     async def get(self, ids: Sequence[str]) -> dict[str, Record]:
@@ -267,11 +274,18 @@ class JobStore(Protocol):
 
     def on_hint(self, callback: Callable[[float | None], None]) -> Callable[[], None]:
         """Call *callback* in the loop of ``open`` whenever something may have become due sooner, with its ``wake_at`` where
-        that is known; return what ends it. Hints may be lost (a listener that is down), so whoever waits polls as well."""
+        that is known, and with None whenever a record that stays held was updated, so that its holder can look at it at once;
+        return what ends it. Hints may be lost (a listener that is down), so whoever waits polls as well."""
         ...
 
-    async def acquire(self, keys: Sequence[str], holder: str, lease_s: float) -> dict[str, Lease]:
-        """Take the named leases that are free or already *holder*'s (renewed, with the same fence); return those."""
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
+        """Take the named leases that are free or already *holder*'s (renewed, with the same fence); return those.
+
+        At most *limit* of them: first those that the holder has already, then free ones, both in the order of *keys*. Nothing
+        beyond is touched, and of two that compete for the last one, one gets it.
+        """
         ...
 
     async def extend(self, leases: Sequence[Lease], lease_s: float) -> dict[str, Lease]:
@@ -294,7 +308,9 @@ class JobStore(Protocol):
 
     async def prune(self, older_than_s: float | None, per_job: int | None, limit: int) -> int:
         """Delete up to *limit* log entries older than *older_than_s*, or beyond the newest *per_job* of their job;
-        return how many went. Bounded, so that it never holds up a claim."""
+        return how many went. Bounded, so that it never holds up a claim. Named leases that ended long ago, by an hour or
+        more, may be forgotten here, uncounted, so that keys which nobody asks for any more do not stay; their fences outlive
+        them all the same."""
         ...
 
 

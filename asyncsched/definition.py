@@ -9,12 +9,17 @@ from asyncsched.triggers import AnyTrigger
 
 __all__ = [
     "Cursor",
+    "Declared",
     "Definition",
+    "FlowLink",
+    "InstanceForm",
     "JitterForm",
+    "OrphanForm",
     "Pending",
     "Policies",
     "Request",
     "RetryForm",
+    "Roster",
     "RunForm",
     "SpanForm",
     "Tally",
@@ -61,6 +66,10 @@ class Policies(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     jitter: JitterForm | None = None
     max_runs: int | None = None
     pause_after_failures: int | None = None
+    concurrency_key: str | None = None
+    concurrency_limit: int | None = None
+    #: As it was written: ``100/minute``.
+    rate_limit: str | None = None
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -69,6 +78,34 @@ class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
     no: int
     at: float
     force: bool = False
+
+
+class FlowLink(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """That the end of a job is told to an execution of a workflow."""
+
+    #: The execution's id, and its record's birth.
+    id: str
+    birth: str
+    step: str
+    #: Where the execution's own records are.
+    queue: str
+    #: The workflow's name.
+    name: str
+    #: Whether the execution made the job; else it waits for one that was there.
+    is_own: bool = True
+    #: How the steps ended that it came after; encoded.
+    before: bytes = b""
+
+
+class Declared(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """That a job stands in somebody's code, and did not come by a call."""
+
+    #: The application whose code it is.
+    by: str
+    #: The highest revision of that application which has declared it.
+    revision: int | None = None
+    #: It was paused because the code does not declare it any more; it goes on when it does again.
+    gone: bool = False
 
 
 class Definition(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -92,6 +129,14 @@ class Definition(msgspec.Struct, frozen=True, array_like=True, gc=False):
     #: What passed while it was paused, written down by the next settlement: first, last, count, whether there were more.
     resumed: tuple[float, float, int, bool] | None = None
     requests: tuple[Request, ...] = ()
+    #: The fence of a run that a user wants to end; later ones are higher.
+    cancel: int = 0
+    #: Executions of workflows that wait for its end.
+    flows: tuple[FlowLink, ...] = ()
+    #: None: it was added by a call.
+    declared: Declared | None = None
+    #: How many children it may have from before its policies were changed, if that is more than it may have now.
+    places: int = 0
 
 
 class Tally(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -108,6 +153,8 @@ class Tally(msgspec.Struct, frozen=True, array_like=True, gc=False):
     sum_s: float = 0.0
     min_s: float | None = None
     max_s: float | None = None
+    #: Of the last run.
+    last_outcome: Outcome | None = None
 
 
 class Pending(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -119,6 +166,8 @@ class Pending(msgspec.Struct, frozen=True, array_like=True, gc=False):
     failed: int
     #: The request that asked for it; 0: the schedule did.
     request: int = 0
+    #: When its first attempt started: a fire time that had come before is due behind it, and does not overlap it.
+    began: float | None = None
 
 
 class Cursor(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -140,6 +189,16 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True, gc=False):
     runs: int = 0
     #: Fire times up to then passed while the job ran and are queued behind it: each of them runs.
     queued_until: float | None = None
+    #: The next fire time of a backfill is not due before.
+    not_before: float | None = None
+    #: The instant at which a rate lets the pending fire time start.
+    admitted: float | None = None
+    #: How it waits in the line of a limit: 0: it does not; 1: to be woken; 2: it looks by itself now and then.
+    waits: int = 0
+    #: Of a backfill: fire times that have succeeded, and that the log of their job does not tell of yet: first, last, count.
+    filled: tuple[float, float, int] | None = None
+    #: Whether a further rate is still to give an instant, once the one at which it is admitted has come.
+    owes: bool = False
 
 
 class RunForm(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -156,6 +215,8 @@ class RunForm(msgspec.Struct, frozen=True, array_like=True, gc=False):
     traceback: str | None = None
     result: bytes = b""
     metadata: bytes = b""
+    #: Of a run beside others of its job: ``#0`` and its like. Two of them may have been claimed together, under one fence.
+    slot: str = ""
 
 
 class SpanForm(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -165,3 +226,44 @@ class SpanForm(msgspec.Struct, frozen=True, array_like=True, gc=False):
     count: int
     more: bool = False
     detail: str | None = None
+
+
+class InstanceForm(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The body of the record in which an instance says that it is alive. Instants are the store's."""
+
+    host: str
+    pid: int
+    version: str
+    started_at: float
+    seen_at: float
+    #: It says so again within so many seconds; 0: it lives and dies with the store.
+    heartbeat_s: float
+    #: Runs under way.
+    running: int = 0
+    #: The store's clock less the host's, and how well that is known.
+    skew_s: float = 0.0
+    skew_error_s: float = 0.0
+    tasks: tuple[str, ...] = ()
+    #: Those that it serves; none: a client.
+    queues: tuple[str, ...] = ()
+    revision: int | None = None
+
+
+class Roster(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The body of the record that says which jobs of a store an application declares."""
+
+    revision: int | None = None
+    #: Those that went from the code and were left alone are among them.
+    ids: tuple[str, ...] = ()
+    #: By id, the instants of one-shots that have been in the store: one that is gone again has ended, and is not added anew.
+    had: dict[str, float] = {}  # msgspec copies empty defaults
+
+
+class OrphanForm(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The body of the record that says which tasks no live instance knows. Instants are the store's."""
+
+    looked_at: float
+    #: By task, since when.
+    tasks: dict[str, float] = {}  # msgspec copies empty defaults
+    #: The last look that came to its end.
+    judged_at: float = 0.0

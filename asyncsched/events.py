@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
@@ -21,15 +21,21 @@ from asyncsched.model import Outcome
 
 __all__ = [
     "Bus",
+    "DeclarationsLeft",
     "Event",
     "JobAdded",
     "JobEvent",
     "JobExhausted",
+    "JobGone",
     "JobHandedBack",
+    "JobHealthy",
+    "JobLimited",
+    "JobOrphaned",
     "JobPausedEvent",
     "JobQuarantined",
     "JobRemoved",
     "JobResumed",
+    "JobUnhealthy",
     "JobUpdated",
     "RunCancelled",
     "RunEvent",
@@ -49,6 +55,7 @@ __all__ = [
     "StoreEvent",
     "StoreRecovered",
     "Subscription",
+    "WorkflowCompleted",
 ]
 
 #: How many events one listener may be behind before further ones are dropped for it.
@@ -81,6 +88,16 @@ class SchedulerPaused(SchedulerEvent, frozen=True, kw_only=True):
 
 class SchedulerResumed(SchedulerEvent, frozen=True, kw_only=True):
     """It claims again."""
+
+
+class DeclarationsLeft(SchedulerEvent, frozen=True, kw_only=True):
+    """A newer revision of the application has declared jobs in a store: those of this instance were left out there."""
+
+    store: str
+    application: str
+    revision: int | None
+    #: That of the newer one; None where it is written in a format that this instance does not read.
+    stored_revision: int | None
 
 
 class StoreEvent(Event, frozen=True, kw_only=True):
@@ -138,8 +155,43 @@ class JobHandedBack(JobEvent, frozen=True, kw_only=True):
     """This instance does not know its task, or reads no format as new as its own; it is left for another."""
 
 
+class JobLimited(JobEvent, frozen=True, kw_only=True):
+    """It is due, and waits for its turn under a limit; told once for each wait."""
+
+    #: ``key/NAME`` or ``task/NAME``.
+    limit: str
+    #: When a rate lets it start; None: when a place becomes free.
+    until: datetime | None = None
+
+
 class JobExhausted(JobEvent, frozen=True, kw_only=True):
     """Its attempts at one fire time have run out."""
+
+
+class JobGone(JobEvent, frozen=True, kw_only=True):
+    """The code that declared it does not declare it any more; ``gone=`` of the scheduler says what becomes of it."""
+
+
+class JobOrphaned(JobEvent, frozen=True, kw_only=True):
+    """No live instance has known its task for ``orphan_after``; ``orphans=`` of the scheduler says what becomes of it."""
+
+    #: The first look that found no instance.
+    since: datetime
+
+
+class JobUnhealthy(JobEvent, frozen=True, kw_only=True):
+    """It has become unhealthy, by the scheduler's ``health=``: as the instance that wrote its last run knows, or as each one
+    that listens sees at its heartbeat. Told once, until it is healthy again."""
+
+    #: As of Health: quarantined, failed, resting, failing, overdue.
+    reasons: tuple[str, ...]
+    consecutive_failures: int = 0
+    #: Seconds for which it has been due.
+    late_by: float | None = None
+
+
+class JobHealthy(JobEvent, frozen=True, kw_only=True):
+    """It is not unhealthy any more: a run of it succeeded, it was taken up again or paused, or it is gone."""
 
 
 class RunEvent(JobEvent, frozen=True, kw_only=True):
@@ -191,6 +243,22 @@ class RunSkipped(JobEvent, frozen=True, kw_only=True):
     count: int
 
 
+class WorkflowCompleted(Event, frozen=True, kw_only=True):
+    """The last step of an execution of a workflow has ended; this instance wrote that down."""
+
+    store: str
+    #: The execution's.
+    id: str
+    #: The workflow's.
+    name: str
+    #: succeeded, failed or cancelled.
+    outcome: str
+    #: How each step ended: succeeded, failed, skipped or cancelled.
+    steps: Mapping[str, str]
+    #: Seconds from the start to the end.
+    duration: float
+
+
 E = TypeVar("E", bound=Event)
 Listener = Callable[[E], Awaitable[object] | object]
 
@@ -236,12 +304,15 @@ class Subscription(Generic[E]):
         task, self._task = self._task, None
         if task is None:
             return
-        if self._queue or not self._idle.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._drained(), timeout_s)
-        task.cancel()
-        await asyncio.wait([task], timeout=1.0)
-        self._ready = None
+        try:
+            if self._queue or not self._idle.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._drained(), timeout_s)
+        finally:
+            # Also where whoever drains is cancelled.
+            task.cancel()
+            await asyncio.wait([task], timeout=1.0)
+            self._ready = None
 
     def cancel(self) -> None:
         if self._task is not None:
@@ -269,7 +340,11 @@ class Subscription(Generic[E]):
             answer = self._listener(event)
             if inspect.isawaitable(answer):
                 await answer
-        except Exception:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise
+            # What a listener waited for was cancelled, and that is no reason to hear nothing more.
             self._bus.logger.exception("listener %r failed on %s", self._listener, type(event).__name__)
 
 

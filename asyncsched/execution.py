@@ -5,51 +5,39 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import importlib
 import logging
 import math
-import sys
-import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
+from asyncsched.calls import call_reference, reference_of, storable, text_of, traceback_of, without_stop
 from asyncsched.clock import Clock, Timer
 from asyncsched.codec import retry_from
 from asyncsched.contract import Record
 from asyncsched.definition import Definition, Policies
-from asyncsched.errors import DefinitionError, NoCurrentRun, RunTimeout, SerializationError
-from asyncsched.ids import base_id
-from asyncsched.model import Carry, Finish, GiveUp, Outcome, Retry, RetryLater, Run, Snooze
+from asyncsched.errors import RunTimeout, SerializationError
+from asyncsched.flows import is_step
+from asyncsched.ids import base_id, slot_of
+from asyncsched.model import Carry, Finish, GiveUp, Outcome, Retry, RetryLater, Run, Skip, Snooze, Steering
 from asyncsched.plan import Ended, Start
 from asyncsched.registry import Task
 from asyncsched.rules import Rules
-from asyncsched.units import to_datetime, to_instant
+from asyncsched.triggers import Once
+from asyncsched.units import to_datetime, to_instant, to_seconds
 
-__all__ = ["CurrentRun", "Execution", "Host", "Middleware", "current_run"]
+__all__ = ["CURRENT", "Execution", "Host", "Reason", "in_run_of"]
 
 T = TypeVar("T")
 
 #: Why a run is being cancelled.
-Reason = Literal["timeout", "shutdown", "lost", "cancel", "overlap"]
+Reason = Literal["timeout", "shutdown", "lost", "cancel", "overlap", "limit"]
 
 _FOREVER = math.inf
-_MAX_TRACEBACK = 16_000
-_MAX_ERROR = 2_000
-
-
-class CallNext(Protocol):
-    """The rest of the middleware and the task itself; returns the task's result."""
-
-    def __call__(self, run: CurrentRun | None = None, /) -> Awaitable[Any]: ...
-
-
-Middleware = Callable[["CurrentRun", CallNext], Awaitable[Any]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,13 +49,17 @@ class Host:
     load: Callable[[bytes], Any]
     dump: Callable[[Any, str], bytes]
     logger: logging.Logger
-    middleware: Sequence[Middleware]
+    middleware: Sequence[Callable[[Any, Any], Awaitable[Any]]]
+    #: Makes what middleware and the task see of a run.
+    show: Callable[[Execution], Any]
     defaults: Mapping[str, Any]
     #: The policies that count for a job.
     rules: Callable[[Policies], Rules]
     #: Enters the task's lifespan unless that was done.
     enter: Callable[[Task[..., Any]], Awaitable[None]]
     threads: Callable[[], ThreadPoolExecutor]
+    #: One of the threads was given up: others are to take the calls that come.
+    renew_threads: Callable[[], None]
     processes: Processes
     scheduler: Any
     #: How long a failed one-shot is kept, in seconds.
@@ -82,7 +74,8 @@ class Processes(Protocol):
         ...
 
 
-_current: contextvars.ContextVar[Execution] = contextvars.ContextVar("asyncsched_run")
+#: The run that this code is part of.
+CURRENT: contextvars.ContextVar[Execution] = contextvars.ContextVar("asyncsched_run")
 
 
 class Owner(Protocol):
@@ -129,20 +122,27 @@ class Execution(msgspec.Struct, eq=False):
     end: Ended | None = None
     #: What was written in the user's own transaction; whether that was committed is not known here.
     committed: Ended | None = None
+    #: What a block of ``commit()`` has for a result; it counts if that settles the run, and nothing else of the run does then.
+    offered: Any = None
     result: Any = None
     traceback: str | None = None
     annotations: dict[str, Any] | None = None
     is_abandoned: bool = False
+    #: The version of its record that was looked at since.
+    seen: int = 0
     timer: Timer | None = None
     #: Makes way for the next fire time.
     overlap_timer: Timer | None = None
-    facade: CurrentRun | None = None
+    #: What middleware and the task see of it.
+    shown: Any = None
+    #: The timeout that it exceeded, where that is not its own.
+    limit_s: float | None = None
 
     # -- the call ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Make the call and tell the owner; raises nothing but what must end the process."""
-        _current.set(self)
+        CURRENT.set(self)
         owner, task = self.owner, self.task
         host = owner.host
         trusted_until = self.trusted_until
@@ -212,10 +212,10 @@ class Execution(msgspec.Struct, eq=False):
         if depth == len(self.host.middleware):
             return await self._call()
 
-        def call_next(run: CurrentRun | None = None, /) -> Awaitable[Any]:
+        def call_next(run: Any = None, /) -> Awaitable[Any]:
             return self._through(depth + 1)
 
-        return await self.host.middleware[depth](self._facade(), call_next)
+        return await self.host.middleware[depth](self.facade(), call_next)
 
     async def _call(self) -> Any:
         args, kwargs = self.arguments()
@@ -224,20 +224,20 @@ class Execution(msgspec.Struct, eq=False):
             return await task.function(*args, **kwargs)
         if task.executor == "thread":
             return await self._in_thread(functools.partial(task.function, *args, **kwargs))
-        function = _inner(task.function)
-        reference = (function.__module__, function.__qualname__)
-        return await self.host.processes.run(_in_process, reference, args, dict(kwargs))
+        return await self.host.processes.run(call_reference, reference_of(task.function), args, dict(kwargs))
 
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
         """A thread cannot be cancelled: it is asked to (``current_run().cancelled``) and waited for until abandoned."""
         context = contextvars.copy_context()
-        running = asyncio.get_running_loop().run_in_executor(self.host.threads(), context.run, call)
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(self.host.threads(), lambda: context.run(without_stop, call))
         while True:
             try:
                 return await asyncio.shield(running)
             except asyncio.CancelledError:
                 if self.is_abandoned or self.reason is None:
                     running.cancel()
+                    self.host.renew_threads()
                     raise
 
     # -- cancelling ----------------------------------------------------------------------------------------------------
@@ -272,6 +272,12 @@ class Execution(msgspec.Struct, eq=False):
         self.timer = None
         self.cancel("timeout")
 
+    def time_out(self, limit_s: float) -> None:
+        """It took longer than it was allowed to by others than its job."""
+        if self.end is None and self.reason is None:
+            self.limit_s = limit_s
+            self.cancel("timeout")
+
     def _abandon(self) -> None:
         """Its grace is over: write its end, though the call may still be going on."""
         self.abandon()
@@ -288,6 +294,19 @@ class Execution(msgspec.Struct, eq=False):
         self._finish_cancelled()
         if self.work is not None:
             self.work.cancel()
+
+    def is_run_of(self, claimed: Record) -> bool:
+        """Whether a job that was claimed while this instance holds it is in this run: not if that was settled, and its answer was
+        lost or is on its way, and not if the job was removed and added again."""
+        return claimed.settled < self.record.fence and claimed.birth == self.record.birth
+
+    def begin_at(self, instant: float, begin: Callable[[Execution], None]) -> None:
+        """Have it begun at this monotonic instant."""
+        self.timer = self.owner.host.clock.call_at(instant, lambda: begin(self))
+
+    def withdraw(self) -> None:
+        """It will not begin any more."""
+        self._drop_timer()
 
     def give_way_at(self, instant: float) -> None:
         """Cancel the run at this monotonic instant: its next fire time has come."""
@@ -345,15 +364,20 @@ class Execution(msgspec.Struct, eq=False):
 
     def _finish_cancelled(self) -> None:
         if self.reason == "timeout":
-            seconds = self.timeout_s
+            seconds = self.timeout_s if self.limit_s is None else self.limit_s
             error = RunTimeout(
                 f"took longer than its timeout of {seconds:g} s" if seconds else "took too long"
             )
             self._finish_failed(error, "timed_out")
         elif self.reason == "shutdown":
             self._finish("cancelled", error="cancelled by a shutdown", again=True)
+        elif self.reason == "limit":
+            self._finish("cancelled", error="cancelled, since it lost its place under a limit", again=True)
         elif self.reason == "overlap":
             self._finish("cancelled", error="cancelled for its next fire time")
+        elif self.reason == "cancel":
+            is_over = self.start.request == 0 and isinstance(self.definition.trigger, Once)
+            self._finish("cancelled", error="cancelled on request", finish=is_over)
         else:
             self._finish("cancelled", error="cancelled")
 
@@ -363,16 +387,35 @@ class Execution(msgspec.Struct, eq=False):
         elif isinstance(error, Finish):
             self.result = error.result
             self._finish("succeeded", finish=True)
+        elif self.reason == "cancel" or (self.reason is not None and not isinstance(error, Steering)):
+            # An error on the way out: it was asked to end, and has.
+            self.traceback = traceback_of(error)
+            self._finish_cancelled()
         elif isinstance(error, Snooze):
             self._finish("cancelled", error=str(error), again_at=error.at)
+        elif isinstance(error, Skip):
+            self._finish_skipped(error)
         elif isinstance(error, RetryLater):
-            self.traceback = _traceback_of(error)
-            self._finish("failed", error=_text_of(error), retry_in=self._retry_later(error))
+            self.traceback = traceback_of(error)
+            self._finish("failed", error=text_of(error), retry_in=self._retry_later(error))
         elif isinstance(error, GiveUp):
-            self.traceback = _traceback_of(error)
-            self._finish("failed", error=_text_of(error))
+            self.traceback = traceback_of(error)
+            self._finish("failed", error=text_of(error))
         else:
             self._finish_failed(error)
+
+    def _finish_skipped(self, error: Skip) -> None:
+        start, put_off = self.start, error.put_off
+        is_over = put_off is None and is_step(self.definition)
+        if slot_of(self.record.id) and start.attempt == 1:
+            # It is the run of one fire time, and its job has gone on to the next one.
+            is_over = True
+        if is_over or (self.definition.trigger.recurs and start.request == 0 and start.attempt == 1):
+            skip = (error.reason, None if error.detail is None else storable(str(error.detail)))
+            self._finish("cancelled", error=storable(str(error)), skip=skip, finish=is_over)
+        else:
+            again_at = self.owner.now() + (1.0 if put_off is None else to_seconds(put_off, "put_off"))
+            self._finish("cancelled", error=storable(str(error)), again_at=again_at)
 
     def _retry_later(self, error: RetryLater) -> float | None:
         retry = self.retry
@@ -382,14 +425,12 @@ class Execution(msgspec.Struct, eq=False):
         return error.delay
 
     def _finish_failed(self, error: BaseException, outcome: Outcome = "failed") -> None:
-        self.traceback = _traceback_of(error) if error.__traceback__ is not None else None
+        self.traceback = traceback_of(error) if error.__traceback__ is not None else None
         retry = self.retry
         delay = None
         if retry is not None and retry.applies_to(error):
             delay = retry.delay(self.start.attempt)
-        self._finish(
-            outcome, error=_text_of(error), retry_in=None if delay is None else delay.total_seconds()
-        )
+        self._finish(outcome, error=text_of(error), retry_in=None if delay is None else delay.total_seconds())
 
     def _finish(
         self,
@@ -402,6 +443,7 @@ class Execution(msgspec.Struct, eq=False):
         finish: bool = False,
         carried: bytes | None = None,
         next_at: float | None = None,
+        skip: tuple[str, str | None] | None = None,
     ) -> None:
         if self.end is not None:
             return
@@ -420,21 +462,23 @@ class Execution(msgspec.Struct, eq=False):
             next_at,
             "keep" if outcome == "succeeded" else self.policy("on_exhausted", "keep"),
             self.host.keep_s,
+            skip,
         )
         self.owner.run_ended(self)
 
     # -- what a user sees ----------------------------------------------------------------------------------------------
 
-    def _facade(self) -> CurrentRun:
-        if self.facade is None:
-            self.facade = CurrentRun(self)
-        return self.facade
+    def facade(self) -> Any:
+        """One for all who ask."""
+        if self.shown is None:
+            self.shown = self.host.show(self)
+        return self.shown
 
     def as_run(self) -> Run:
         """The run as it stands now."""
         record, start, end = self.record, self.start, self.end
         return Run(
-            id=f"{base_id(record.id)}@{record.fence}",
+            id=f"{record.id}@{record.fence}",
             job_id=base_id(record.id),
             task=record.task,
             fire_time=to_datetime(start.fire),
@@ -452,209 +496,7 @@ class Execution(msgspec.Struct, eq=False):
         )
 
 
-class CurrentRun:
-    """The run that is under way, as its task sees it."""
-
-    def __init__(self, execution: Execution) -> None:
-        self._execution = execution
-        self._arguments: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
-
-    @property
-    def id(self) -> str:
-        """``job_id@fence``."""
-        return f"{self.job_id}@{self.fence}"
-
-    @property
-    def job_id(self) -> str:
-        return base_id(self._execution.record.id)
-
-    @property
-    def name(self) -> str:
-        """The job's name."""
-        return self._execution.definition.name or self._execution.record.task
-
-    @property
-    def task(self) -> str:
-        """The registered name of the task."""
-        return self._execution.record.task
-
-    @property
-    def store(self) -> str:
-        """The alias of the store that the job is kept in."""
-        return self._execution.owner.alias
-
-    @property
-    def queue(self) -> str:
-        return self._execution.record.queue
-
-    @property
-    def priority(self) -> int:
-        return self._execution.record.priority
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        return self._execution.definition.tags
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """What was annotated so far."""
-        return dict(self._execution.annotations or {})
-
-    @property
-    def fire_time(self) -> datetime:
-        """The nominal instant that the trigger named; retries keep it."""
-        return to_datetime(self._execution.start.fire)
-
-    @property
-    def due_at(self) -> datetime:
-        return to_datetime(self._execution.start.due)
-
-    @property
-    def started_at(self) -> datetime:
-        return to_datetime(self._execution.started or self._execution.owner.now())
-
-    @property
-    def attempt(self) -> int:
-        """1, 2, ... within one fire time."""
-        return self._execution.start.attempt
-
-    @property
-    def fence(self) -> int:
-        """Rises with each claim of this job: give it to whatever must refuse a predecessor that does not know it is one."""
-        return self._execution.record.fence
-
-    @property
-    def instance(self) -> str:
-        """The id of the scheduler that runs it."""
-        return self._execution.host.instance
-
-    @property
-    def args(self) -> tuple[Any, ...]:
-        return self._args()[0]
-
-    @property
-    def kwargs(self) -> Mapping[str, Any]:
-        return self._args()[1]
-
-    @property
-    def idempotency_key(self) -> str:
-        """The same for every attempt at this fire time, and for no other."""
-        execution = self._execution
-        request = f"r{execution.start.request}" if execution.start.request else "s"
-        return f"{base_id(execution.record.id)}:{execution.record.birth}:{request}:{round(execution.start.fire * 1e6)}"
-
-    @property
-    def scheduler(self) -> Any:
-        """The scheduler that runs it."""
-        return self._execution.host.scheduler
-
-    @property
-    def carried(self) -> Any:
-        """What the last run carried over with ``Carry``; None when there is nothing."""
-        carried = self._execution.start.cursor.carried
-        return self._execution.host.load(carried) if carried else None
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether it has been asked to stop; a task in a thread should look at this now and then."""
-        return self._execution.reason is not None
-
-    @property
-    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger whose records carry job_id, task, attempt and fence."""
-        extra = {"job_id": self.job_id, "task": self.task, "attempt": self.attempt, "fence": self.fence}
-        return logging.LoggerAdapter(self._execution.host.logger, extra)
-
-    @asynccontextmanager
-    async def commit(self, connection: object, *, result: Any = None) -> AsyncIterator[None]:
-        """Make the effect of the run and its completion one: both are in the transaction of *connection*, or neither is.
-
-        ::
-
-            async with pool.acquire() as connection, connection.transaction():
-                async with current_run().commit(connection):
-                    await connection.execute("INSERT ...")
-
-        On leaving the block the run is settled as succeeded, with *result*, as the last write there. The transaction is the
-        user's to commit; where none is open on *connection*, the block begins one and commits it. An exception within the block
-        settles nothing. Raises LeaseLost, which rolls the transaction back, where another instance holds the job meanwhile.
-        What comes after the commit should be short and must not fail: it cannot change how the run ended.
-
-        *connection* belongs to the database that keeps the job: the driver's, or an AsyncConnection or AsyncSession of
-        SQLAlchemy. Raises DefinitionError where the store is not in such a database, and for a second block in one run.
-        """
-        execution = self._execution
-        if execution.committed is not None:
-            raise DefinitionError(
-                f"run {self.id} has committed already: one block of commit() makes up a run"
-            )
-        execution.result = result
-        async with execution.owner.commit(execution, connection):
-            yield
-
-    def annotate(self, **values: Any) -> None:
-        """Add to the metadata that history keeps of this run."""
-        execution = self._execution
-        for key, value in values.items():
-            execution.host.dump(value, f"annotate({key}=)")
-        execution.annotations = {**(execution.annotations or {}), **values}
-
-    def __repr__(self) -> str:
-        return f"<CurrentRun {self.id} of {self.task}, attempt {self.attempt}>"
-
-    def _args(self) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        if self._arguments is None:
-            self._arguments = self._execution.arguments()
-        return self._arguments
-
-
-def current_run() -> CurrentRun:
-    """The run that this code is part of; raises NoCurrentRun outside of one."""
-    execution = _current.get(None)
-    if execution is None:
-        raise NoCurrentRun(
-            "current_run() was called outside of a run; only a task that the scheduler runs has one"
-        )
-    return execution._facade()
-
-
 def in_run_of(scheduler: object) -> bool:
     """Whether this code is part of a run of *scheduler*."""
-    execution = _current.get(None)
+    execution = CURRENT.get(None)
     return execution is not None and execution.host.scheduler is scheduler and execution.end is None
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception:
-        text = "<its str() failed>"
-    return f"{type(error).__name__}: {text}"[:_MAX_ERROR] if text else type(error).__name__
-
-
-def _traceback_of(error: BaseException) -> str:
-    """Bounded: the beginning and the end, which say what was called and what went wrong."""
-    try:
-        text = "".join(traceback.format_exception(error))
-    except Exception:
-        text = f"{type(error).__name__}: <its traceback cannot be shown>"
-    if len(text) <= _MAX_TRACEBACK:
-        return text
-    half = _MAX_TRACEBACK // 2
-    return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
-
-
-def _inner(function: Callable[..., Any]) -> Callable[..., Any]:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function
-
-
-def _in_process(reference: tuple[str, str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run in the worker process: find the function again, under its registered name's module, and call it."""
-    module_name, qualname = reference
-    found: Any = sys.modules.get(module_name) or importlib.import_module(module_name)
-    for part in qualname.split("."):
-        found = getattr(found, part)
-    function = found.function if isinstance(found, Task) else found
-    return function(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import iscoroutinefunction
 from typing import Any, TypeVar
 
 from asyncsched.errors import DefinitionError
@@ -18,7 +19,7 @@ async def driver_connection(given: Any, kind: type[T], driver: str) -> T:
     where there is no such connection in what is given.
     """
     found = given
-    if type(found).__module__.startswith("sqlalchemy.") or hasattr(found, "get_raw_connection"):
+    if _is_of_sqlalchemy(found) or hasattr(found, "get_raw_connection"):
         found = await _unwrapped(found)
     # A pool lends its connections in a proxy of its own.
     found = getattr(found, "_con", found)
@@ -30,9 +31,15 @@ async def driver_connection(given: Any, kind: type[T], driver: str) -> T:
     return found
 
 
+def _is_of_sqlalchemy(found: object) -> bool:
+    """A session of a class of the user's, or of another library's, is one of SQLAlchemy all the same."""
+    return any(kind.__module__.startswith("sqlalchemy.") for kind in type(found).__mro__)
+
+
 async def _unwrapped(found: Any) -> Any:
     if not hasattr(found, "get_raw_connection"):
-        if not hasattr(found, "connection"):
+        # A blocking session has one, too.
+        if not iscoroutinefunction(getattr(found, "connection", None)):
             return found
         found = await found.connection()
     await found.exec_driver_sql("SELECT 1")

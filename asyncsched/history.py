@@ -7,9 +7,11 @@ from typing import Any
 
 from asyncsched.codec import decode_cursor, decode_definition, decode_run, decode_span
 from asyncsched.contract import Entry, Filter, JobStore, Record
-from asyncsched.definition import RunForm, Tally
-from asyncsched.errors import RunLookupError, SerializationError
+from asyncsched.definition import Policies, RunForm, Tally
+from asyncsched.errors import DefinitionError, RunLookupError, SerializationError
+from asyncsched.ids import base_id, slot_of
 from asyncsched.model import Decision, Run, Stats
+from asyncsched.rules import Rules
 from asyncsched.units import to_datetime
 
 __all__ = ["History"]
@@ -25,25 +27,29 @@ class History:
         self,
         stores: Callable[[], Mapping[str, JobStore]],
         load: Callable[[bytes], Any],
+        rules: Callable[[Policies], Rules],
     ) -> None:
         self._stores = stores
         self._load = load
+        self._rules = rules
 
     async def runs(self, job_id: str | None = None, limit: int = 50, before: Run | None = None) -> list[Run]:
         """Finished runs, newest first: of one job, or of all; strictly older than the run *before* (for paging)."""
+        _check_limit(limit)
         floor = None if before is None else _entry_of(before)
         entries = await self._entries(job_id, _RUN_KINDS, limit, floor)
         return [self._run(entry) for entry in entries]
 
     async def run(self, id: str) -> Run:
-        """The run of that id (``job_id@fence``); raises RunLookupError."""
-        job_id, _, fence = id.rpartition("@")
+        """The run of that id; raises RunLookupError."""
+        of, _, fence = id.rpartition("@")
+        job_id = base_id(of)
         if job_id and fence.isdigit():
             last: Entry | None = None
             while entries := await self._entries(job_id, _RUN_KINDS, _PAGE, last):
                 for entry in entries:
-                    if str(entry.fence) == fence:
-                        return self._run(entry)
+                    if str(entry.fence) == fence and (run := self._run(entry)).id == id:
+                        return run
                 last = entries[-1]
         raise RunLookupError(
             f"no run {id!r} is in the history; it may have been pruned, or be under way still"
@@ -51,6 +57,7 @@ class History:
 
     async def decisions(self, job_id: str | None = None, limit: int = 50) -> list[Decision]:
         """Why fire times did not run, newest first: one row for each span of them."""
+        _check_limit(limit)
         found: list[Decision] = []
         last: Entry | None = None
         while len(found) < limit and (entries := await self._entries(job_id, None, _PAGE, last)):
@@ -60,11 +67,12 @@ class History:
 
     async def stats(self, job_id: str | None = None) -> Stats:
         """Counts and durations of one job since it was added; or of all jobs, with what the log still holds of those that
-        are gone. Kept with the job, so pruning the log changes nothing for one that is there."""
+        are gone. Kept with the job, so pruning the log changes nothing for one that is there, unless it has
+        ``overlap="allow"``: its runs are counted in the log."""
         if job_id is not None:
             for store in self._stores().values():
                 record = (await store.get([job_id])).get(job_id)
-                if record is not None and not _runs_in_children(record):
+                if record is not None and not self._runs_in_children(record):
                     return _stats(decode_cursor(record.cursor).tally)
             return _stats(await self._tally_of_log(job_id, set()))
         tally, known = Tally(), set[str]()
@@ -72,10 +80,19 @@ class History:
             after = None
             while page := await store.page(Filter(), _PAGE, after):
                 for record in page:
+                    if slot_of(record.id) or self._runs_in_children(record):
+                        continue
                     known.add(record.id)
                     tally = _sum(tally, _tally_of(record.cursor))
                 after = page[-1]
         return _stats(_sum(tally, await self._tally_of_log(None, known)))
+
+    def _runs_in_children(self, record: Record) -> bool:
+        """Whether its runs are those of its children, which leave nothing but the log."""
+        try:
+            return self._rules(decode_definition(record.body).policies).overlap == "allow"
+        except SerializationError:
+            return False
 
     async def _tally_of_log(self, job_id: str | None, known: set[str]) -> Tally:
         """What the log says of jobs that are not stored any more."""
@@ -100,7 +117,7 @@ class History:
     def _run(self, entry: Entry) -> Run:
         form = decode_run(entry.body)
         return Run(
-            id=f"{entry.job_id}@{entry.fence}",
+            id=f"{entry.job_id}{form.slot}@{entry.fence}",
             job_id=entry.job_id,
             task=form.task,
             fire_time=to_datetime(entry.fire_at),
@@ -125,6 +142,11 @@ class History:
             return self._load(data)
         except SerializationError as error:
             return f"<{error}>"
+
+
+def _check_limit(limit: int) -> None:
+    if type(limit) is not int or limit < 0:
+        raise DefinitionError(f"limit must be 0 or more, not {limit!r}")
 
 
 def _order(entry: Entry) -> tuple[float, str, int, str, float]:
@@ -152,14 +174,6 @@ def _decision(entry: Entry) -> Decision:
     )
 
 
-def _runs_in_children(record: Record) -> bool:
-    """Whether its runs are those of its children, which leave nothing but the log."""
-    try:
-        return decode_definition(record.body).policies.overlap == "allow"
-    except SerializationError:
-        return False
-
-
 def _tally_of(cursor: bytes) -> Tally:
     try:
         return decode_cursor(cursor).tally
@@ -168,6 +182,9 @@ def _tally_of(cursor: bytes) -> Tally:
 
 
 def _tally_of_entry(entry: Entry) -> Tally:
+    if entry.kind == "backfilled":
+        # Its run is in the log of the backfill.
+        return Tally()
     if entry.kind not in _RUN_KINDS:
         return Tally(skipped=decode_span(entry.body).count)
     form: RunForm = decode_run(entry.body)

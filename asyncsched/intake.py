@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from functools import partial
+from itertools import islice
+from typing import Any, Literal, TypeVar
 
 from msgspec.structs import replace
 
+from asyncsched.codec import encode
 from asyncsched.engine import Engine
-from asyncsched.errors import AsyncSchedError, DefinitionError
+from asyncsched.errors import AsyncSchedError, ConflictingIdError, DefinitionError
 from asyncsched.events import JobAdded
-from asyncsched.jobs import JobSpec, with_call
+from asyncsched.flowform import FlowForm, StepForm, When
+from asyncsched.flows import packed
+from asyncsched.flowwork import START_TASK
+from asyncsched.ids import check_id, new_id
 from asyncsched.model import Job
 from asyncsched.registry import AnyTask, Task, check_lasting, task_name
 from asyncsched.shelf import Composed, OnConflict, Shelf
+from asyncsched.specs import JobSpec, with_call
+from asyncsched.units import to_seconds
+from asyncsched.workflow import Step, Workflow
 
 __all__ = ["Errors", "Intake"]
 
 Errors = Literal["raise", "return"]
 
-_BATCH = 5000
+T = TypeVar("T")
+
+#: Jobs in one call of the store, and calls at a time.
+_BATCH = 1000
+_ABREAST = 3
+#: So many are composed before others of the loop have their turn.
+_BREATH = 500
 
 
 class Intake:
@@ -29,6 +47,11 @@ class Intake:
         self._engine = engine
         #: Jobs that the code declares; at each start the stored ones are made to look like these.
         self.declared: list[JobSpec] = []
+        self._taken: set[tuple[str | None, str]] = set()
+        #: The ids of those of them that were declared while running.
+        self.late: set[str] = set()
+        #: Store and id of the jobs that were added with ``run_on_start``: each start of this scheduler asks for a run of them.
+        self.run_at_start: dict[tuple[str, str], None] = {}
 
     async def add(
         self, specs: Sequence[JobSpec], on_conflict: OnConflict, errors: Errors, connection: object = None
@@ -39,10 +62,18 @@ class Intake:
         engine.check_running()
         if on_conflict not in ("error", "replace", "keep"):
             raise DefinitionError(f'on_conflict must be "error", "replace" or "keep", not {on_conflict!r}')
+        if errors not in ("raise", "return"):
+            raise DefinitionError(f'errors must be "raise" or "return", not {errors!r}')
+        if not isinstance(specs, Sequence):
+            raise DefinitionError(f"add_jobs() takes a list of JobSpec, not {specs!r}")
         answers: list[Job | AsyncSchedError | None] = [None] * len(specs)
         trays: dict[str, _Tray] = {}
         for at, given in enumerate(specs):
+            if at % _BREATH == _BREATH - 1:
+                await asyncio.sleep(0)
             try:
+                if not isinstance(given, JobSpec):
+                    raise DefinitionError(f"add_jobs() takes a list of JobSpec, and {given!r} is none")
                 spec, task = self.resolve(given)
                 if connection is not None and spec.run_on_start:
                     raise DefinitionError(
@@ -63,7 +94,7 @@ class Intake:
             tray.places.append(at)
             tray.composed.append(pair)
             if spec.run_on_start:
-                self.declared.append(replace(spec, id=pair[0].id))
+                tray.run_at_start.add(pair[0].id)
         if connection is None:
             await self._add_trays(list(trays.values()), on_conflict, errors, answers)
         elif trays:
@@ -110,23 +141,52 @@ class Intake:
         is_told: bool,
     ) -> None:
         is_heard = is_told and bool(self._engine.bus.subscriptions)
-        for start in range(0, len(tray.composed), _BATCH):
-            added = await tray.shelf.add(tray.composed[start : start + _BATCH], on_conflict)
-            for at, answer in zip(tray.places[start:], added, strict=False):
-                answers[at] = answer
-                if not isinstance(answer, Job):
-                    if errors == "raise":
-                        raise answer
-                elif is_heard:
-                    self._engine.emit_job(JobAdded, answer)
+        # Several at a time, so that this process and the server both have something to do; in a transaction there is one line.
+        abreast = _ABREAST if is_told else 1
+        calls = [
+            partial(tray.shelf.add, tray.composed[start : start + _BATCH], on_conflict)
+            for start in range(0, len(tray.composed), _BATCH)
+        ]
+        places = iter(tray.places)
+        async with aclosing(_abreast(calls, abreast)) as batches:
+            async for added, met in batches:
+                for answer, place in zip(added, places, strict=False):
+                    answers[place] = answer
+                    if not isinstance(answer, Job):
+                        if errors == "raise":
+                            raise answer
+                        continue
+                    if answer.id in tray.run_at_start:
+                        self.run_at_start[answer.store, answer.id] = None
+                    elif self.run_at_start and on_conflict != "keep":
+                        self.run_at_start.pop((answer.store, answer.id), None)
+                    kind = met.get(answer.id, JobAdded)
+                    if is_heard and kind is not None:
+                        self._engine.emit_job(kind, answer)
+
+    def declare(self, spec: JobSpec) -> None:
+        """Have it added at start; raises ConflictingIdError where another one was declared under its id."""
+        if (spec.id, spec.store) in self._taken:
+            raise ConflictingIdError(
+                f"a job {spec.id!r} is declared twice in store {spec.store!r}: give one of them an id of its own (id=)",
+                job_id=spec.id,
+                store=spec.store,
+            )
+        self._taken.add((spec.id, spec.store))
+        self.declared.append(spec)
 
     def resolve(self, spec: JobSpec) -> tuple[JobSpec, AnyTask]:
-        """The spec with its call unfolded, and its task, registered."""
+        """The spec with its call unfolded, and its task, registered. A workflow's job starts an execution at each fire time."""
+        if isinstance(spec.task, Workflow):
+            return self._start_of(spec.task, spec), START_TASK
         spec = with_call(spec)
         given, registry = spec.task, self._engine.registry
         if isinstance(given, Task):
-            if registry.tasks.get(given.name) is not given:
-                registry.add(given)
+            known = registry.tasks.get(given.name)
+            if known is not None and known.function is given.function:
+                # As it was registered here, which may have been with other options.
+                return spec, known
+            registry.add(given)
             return spec, given
         if isinstance(given, str):
             return spec, registry.find(given)
@@ -138,10 +198,56 @@ class Intake:
         if task is None:
             capabilities = self._engine.store(spec.store).capabilities
             if capabilities.durable or capabilities.shared:
-                check_lasting(given, spec.store)
+                check_lasting(given, spec.store, spec.id)
             task = Task(given, self._free_name(task_name(given)))
             registry.add(task)
         return spec, task
+
+    def workflow(self, workflow: Workflow, store: str) -> FlowForm:
+        """*workflow* with its tasks registered and all of it checked, as the form that executions are made of; raises what is
+        wrong with it."""
+        steps = [self._step(step, store) for step in workflow.sorted_steps()]
+        for id, alias in workflow.jobs.items():
+            if alias != store:
+                raise DefinitionError(
+                    f"workflow {workflow.name!r} is started in store {store!r}, and waits for job {id!r} of {alias!r}",
+                    job_id=id,
+                    store=alias,
+                )
+            steps.insert(0, StepForm(id, "", (), id, "default", 0, b""))
+        return FlowForm(workflow.name, 0.0, None, tuple(steps))
+
+    def _step(self, step: Step, store: str) -> StepForm:
+        spec, task = self.resolve(replace(step.spec, store=store))
+        _, definition = self._engine.composer.record(
+            replace(spec, id=step.name, delay=None, priority=step.priority or spec.priority), task, 0.0
+        )
+        body = replace(definition, policies=replace(definition.policies, on_exhausted="remove"))
+        # What a bound call says of its place counts where the step itself says nothing.
+        queue = step.queue or ("" if spec.queue == "default" else spec.queue)
+        priority = step.priority if step.priority is not None else (spec.priority or -1)
+        delay_s = step.delay_s or (0.0 if spec.delay is None else to_seconds(spec.delay, "delay"))
+        after: tuple[tuple[str, When], ...] = tuple((c.step, c.when) for c in step.after)
+        return StepForm(
+            step.name, task.name, after, step.name, queue, priority, encode(body), delay_s, step.is_final
+        )
+
+    def _start_of(self, workflow: Workflow, spec: JobSpec) -> JobSpec:
+        if spec.args or spec.kwargs:
+            raise DefinitionError(
+                f"workflow {workflow.name!r} takes no arguments: its steps have theirs; leave out args= and kwargs="
+            )
+        if workflow.jobs:
+            raise DefinitionError(
+                f"workflow {workflow.name!r} waits for {', '.join(workflow.jobs)}, which ends once, so it cannot be given a "
+                "trigger: start it with start_workflow()"
+            )
+        body = packed(self.workflow(workflow, spec.store))
+        for name in workflow.steps:
+            # An execution's id is made of the job's and the fire time.
+            id = f"{spec.id or new_id()}/00000000T000000.000000/{name}"
+            check_id(id, f"the id of the job of step {name!r}")
+        return replace(spec, task=START_TASK, kwargs={"workflow": body}, name=spec.name or workflow.name)
 
     def _free_name(self, name: str) -> str:
         """In a store that lives in this process lambdas and local functions may share a name: they are numbered."""
@@ -151,19 +257,31 @@ class Intake:
             free = f"{name}~{n}"
         return free
 
-    async def declare(self, specs: Sequence[JobSpec]) -> None:
-        """Make stored jobs look like their declarations, and ask for the runs that they want at start."""
-        for given in specs:
-            spec, task = self.resolve(given)
-            shelf = self._engine.shelf(spec.store)
-            pair = self._engine.composer.record(spec, task, shelf.now())
-            [job] = await shelf.add([pair], "merge")
-            if spec.run_on_start and isinstance(job, Job) and job.state != "paused":
-                await self._run_on_start(shelf, job.id)
 
-    async def _run_on_start(self, shelf: Shelf, id: str) -> None:
-        compose = self._engine.composer.request
-        await shelf.change(id, lambda record: compose(record, shelf.now(), force=False))
+async def _abreast(
+    calls: Sequence[Callable[[], Coroutine[Any, Any, T]]], width: int
+) -> AsyncGenerator[T, None]:
+    """Their answers in order, while up to *width* calls are under way; whatever happens, none is when this has ended."""
+    if len(calls) == 1 or width == 1:
+        for call in calls:
+            yield await call()
+        return
+    under_way: deque[asyncio.Task[T]] = deque()
+    left = iter(calls)
+    try:
+        while True:
+            for following in islice(left, width - len(under_way)):
+                under_way.append(asyncio.create_task(following()))
+            if not under_way:
+                return
+            yield await under_way[0]
+            under_way.popleft()
+    except asyncio.CancelledError:
+        for task in under_way:
+            task.cancel()
+        raise
+    finally:
+        await asyncio.gather(*under_way, return_exceptions=True)
 
 
 class _Tray:
@@ -177,6 +295,7 @@ class _Tray:
         self.places: list[int] = []
         #: Ids that the user chose; made ones cannot be taken.
         self._ids: set[str] = set()
+        self.run_at_start: set[str] = set()
 
     def take_id(self, id: str) -> None:
         """Raise DefinitionError where an id stands twice in one call."""

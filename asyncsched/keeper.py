@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Sized
 from typing import Protocol
 
 from asyncsched.clock import Clock
 from asyncsched.contract import Claim, JobStore
-from asyncsched.errors import StoreError
 from asyncsched.execution import Execution
+from asyncsched.outlast import heeding
 
 __all__ = ["Keeper", "trust_end"]
 
@@ -48,7 +48,10 @@ class Keeper:
         lease_s: float,
         held: Held,
         on_answer: Callable[[float, float], None],
-        on_error: Callable[[StoreError], None],
+        on_error: Callable[[Exception], None],
+        on_update: Callable[[Sequence[Execution]], Awaitable[None]],
+        places: Sized,
+        renew_places: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
         self._clock = clock
@@ -56,6 +59,11 @@ class Keeper:
         self._held = held
         self._on_answer = on_answer
         self._on_error = on_error
+        self._on_update = on_update
+        #: What the runs hold besides; a run whose job was removed has nothing else. Renewed first, so that no run is trusted for
+        #: longer than that.
+        self._places = places
+        self._renew_places = renew_places
         self._work = asyncio.Event()
         self._at_once = asyncio.Event()
 
@@ -77,15 +85,22 @@ class Keeper:
             await self._work.wait()
             await self._pause(pause_s)
             pause_s = self._lease_s / _RENEWALS
-            if not self._held:
+            if not self._held and not self._places:
                 self._work.clear()
                 continue
-            try:
-                await self.renew(list(self._held.values()))
-            except StoreError as error:
+            # The one is not to suffer from the other.
+            is_done = await self._is_done(self._renew_places())
+            if not (await self._is_done(self.renew(list(self._held.values()))) and is_done):
                 # A third of the lease more might be too late.
                 pause_s = self._lease_s / _LOOKS
-                self._on_error(error)
+
+    async def _is_done(self, work: Awaitable[None]) -> bool:
+        try:
+            await heeding(work)
+        except Exception as error:
+            self._on_error(error)
+            return False
+        return True
 
     async def _pause(self, seconds: float) -> None:
         timer = self._clock.call_at(self._clock.monotonic() + seconds, self._at_once.set)
@@ -114,7 +129,7 @@ class Keeper:
         asked_at = self._clock.monotonic()
         versions, now = await self._store.renew(claims, self._lease_s)
         self._on_answer(asked_at, now)
-        lost = []
+        lost, updated = [], []
         for execution, claim in zip(executions, claims, strict=True):
             answer = versions.get(claim.id, "lost")
             if answer == "lost":
@@ -126,14 +141,22 @@ class Keeper:
             elif answer != "busy" or execution.committed is not None:
                 # Its row is locked by the user's own transaction, in which it is settled: nobody can claim it meanwhile.
                 execution.trusted_until = trust_end(asked_at, self._lease_s)
+                if type(answer) is int and answer > max(execution.record.version, execution.seen):
+                    updated.append(execution)
+        if updated:
+            await self._on_update(updated)
         if lost:
             await self._give_up(lost)
 
     async def _give_up(self, lost: list[Execution]) -> None:
-        """A job that was removed has no successor, so its run may end in peace; any other lost run is cancelled."""
+        """A job that was removed while its lease lived has no successor, and another job of its id is none: its run may end in
+        peace. Any other lost run is cancelled."""
+        now = self._clock.monotonic()
         there = await self._store.get([execution.record.id for execution in lost])
         for execution in lost:
-            if execution.record.id in there:
+            record = there.get(execution.record.id)
+            is_there = record is not None and record.birth == execution.record.birth
+            if is_there or execution.trusted_until <= now:
                 execution.cancel("lost")
             else:
                 execution.trusted_until = math.inf

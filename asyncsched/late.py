@@ -57,7 +57,7 @@ def sort_out(trigger: AnyTrigger, cursor: Cursor, fire: float, now: float, rules
         # Nothing passes before it has run: it counts from its own end.
         return _kept_or_missed(fire, trigger.next(now), now, rules, key)
     following = moved_on(trigger.next(fire), fire)
-    if cursor.queued_until is not None and fire <= cursor.queued_until:
+    if trigger.is_backfill or (cursor.queued_until is not None and fire <= cursor.queued_until):
         return Late(fire, following)
     if following is None or following > now:
         return _kept_or_missed(fire, following, now, rules, key)

@@ -35,16 +35,20 @@ class Lifespans:
             held = self._held[key] = (task, ready, leave)
         try:
             return await asyncio.shield(held[1])
-        except Exception:
-            self._held.pop(key, None)
+        except BaseException:
+            if held[1].done() and held[1].exception() is not None and self._held.get(key) is held:
+                del self._held[key]
             raise
 
     async def leave(self) -> list[BaseException]:
-        """Leave them all; return what went wrong on the way."""
+        """Leave them all, and enter none any more; return what went wrong on the way."""
         errors: list[BaseException] = []
         while self._held:
-            _, (task, _, leave) = self._held.popitem()
+            _, (task, ready, leave) = self._held.popitem()
             leave.set()
+            if not ready.done():
+                # Nobody waits for it.
+                task.cancel()
             errors += [e for e in await asyncio.gather(task, return_exceptions=True) if e is not None]
         return errors
 

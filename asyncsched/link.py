@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from asyncsched.clock import Clock
-from asyncsched.errors import StoreError, StoreUnavailable
+from asyncsched.errors import AsyncSchedError, StoreError, StoreUnavailable
 from asyncsched.events import Bus, StoreDegraded, StoreRecovered
 from asyncsched.model import Retry
+from asyncsched.outlast import heeding
 from asyncsched.units import to_datetime
 
 __all__ = ["Link"]
@@ -19,6 +20,8 @@ T = TypeVar("T")
 
 #: Between tries once a Retry has no more delays to give: a store is never given up.
 _LONGEST_S = 10.0
+#: So many errors that no store may raise are taken for a passing one.
+_FAULTS = 4
 
 
 class Link:
@@ -35,12 +38,18 @@ class Link:
     async def persist(
         self, call: Callable[[], Awaitable[T]], on_repeat: Callable[[], None] | None = None
     ) -> T:
-        """Repeat *call* until the store answers; a permanent refusal is raised."""
-        failures = 0
+        """Repeat *call* until the store answers; a permanent refusal is raised, and so is what no store may raise if it is
+        raised again and again."""
+        failures = faults = 0
         while True:
             try:
-                answer = await call()
-            except StoreUnavailable as error:
+                answer = await heeding(call())
+            except Exception as error:
+                if isinstance(error, AsyncSchedError) and not isinstance(error, StoreUnavailable):
+                    raise
+                faults += not isinstance(error, StoreUnavailable)
+                if faults > _FAULTS:
+                    raise
                 failures += 1
                 self.failed(error)
                 await self._clock.sleep(self._pause_s(failures))
@@ -51,7 +60,17 @@ class Link:
                 self.recovered()
             return answer
 
-    def failed(self, error: StoreError) -> None:
+    async def guard(self, work: Awaitable[None]) -> None:
+        """What goes wrong in it is told, and ends nothing else."""
+        try:
+            await work
+        except Exception as error:
+            self.failed(error)
+
+    def failed(self, error: Exception) -> None:
+        if not isinstance(error, StoreError):
+            # A fault of a store that does not keep to the contract, or of ours: there is no telling what more it spoils.
+            self._logger.critical("store %r: an error that no store may raise", self.alias, exc_info=error)
         if not self.is_degraded:
             self.is_degraded = True
             self._logger.warning("store %r is degraded: %s", self.alias, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random as _random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime, timedelta
@@ -27,11 +28,11 @@ __all__ = [
     "JobState",
     "Outcome",
     "Overlap",
-    "Receipt",
     "Retention",
     "Retry",
     "RetryLater",
     "Run",
+    "Skip",
     "Snooze",
     "Stats",
     "Steering",
@@ -42,7 +43,8 @@ Outcome = Literal["succeeded", "failed", "timed_out", "cancelled", "lost"]
 
 #: ``scheduled``: waits for its time. ``running``: an instance holds it. ``paused``: by a user. ``failed``: a one-shot out of
 #: attempts, kept until retention removes it. ``quarantined``: it cannot be run as it is; ``resume_job`` tries again.
-JobState = Literal["scheduled", "running", "paused", "failed", "quarantined"]
+#: ``limited``: it is due, and waits for a place under a limit.
+JobState = Literal["scheduled", "running", "limited", "paused", "failed", "quarantined"]
 
 OnExhausted = Literal["keep", "remove", "pause"]
 #: Which of the fire times that passed while nobody ran are run: the last, the first, each (within a bound), or none.
@@ -63,7 +65,7 @@ class Retry:
     Delays are seconds or timedelta and run from the attempt's end. *delays* gives them one by one instead (the last one
     repeats if *max_attempts* allows more; else there are as many retries as delays). *spread* = 0.1 moves a delay by up to
     10 % either way; *max_delay* holds after the spread. *max_attempts* counts the first attempt too; None: no limit.
-    An error is retried if it is one of *on* and none of *never_on*.
+    An error is retried if it is one of *on* and none of *never_on*: each an exception class, or a tuple of them.
     """
 
     max_attempts: int | None = None
@@ -72,8 +74,8 @@ class Retry:
     max_delay: Duration | None = None
     spread: float = 0.0
     delays: Sequence[Duration] | None = None
-    on: tuple[type[BaseException], ...] = (Exception,)
-    never_on: tuple[type[BaseException], ...] = ()
+    on: type[BaseException] | tuple[type[BaseException], ...] = (Exception,)
+    never_on: type[BaseException] | tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_attempts is not None and (
@@ -150,18 +152,22 @@ class Jitter:
 class Retention:
     """What history keeps: entries younger than *age*, and the newest *per_job* of each job; None: no bound.
 
-    Looked after *every* so often, in small batches. A failed one-shot is kept for *age* too.
+    Looked after *every* so often, in small batches. A failed one-shot is kept for *age* too, and so is an execution of a workflow
+    after its end; of those that have ended the newest *workflows* are kept (None: no bound).
     """
 
     age: Duration | None = 7 * 86400.0
     per_job: int | None = 100
     every: Duration = 60.0
+    workflows: int | None = None
 
     def __post_init__(self) -> None:
         if self.age is not None:
             object.__setattr__(self, "age", to_seconds(self.age, "Retention(age=)"))
         if self.per_job is not None and self.per_job < 0:
             raise DefinitionError(f"Retention(per_job=) must be 0 or more, or None, not {self.per_job!r}")
+        if self.workflows is not None and self.workflows < 0:
+            raise DefinitionError(f"Retention(workflows=) must be 0 or more, or None, not {self.workflows!r}")
         object.__setattr__(self, "every", to_seconds(self.every, "Retention(every=)", positive=True))
 
 
@@ -182,7 +188,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     tags: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = msgspec.field(default_factory=dict)
     state: JobState = "scheduled"
-    #: When it is due next (a pending retry included); None: never by itself.
+    #: When it is due next (a pending retry included), or may be claimed again where no instance could run it; None: never by
+    #: itself.
     next_fire_time: datetime | None = None
     last_run: datetime | None = None
     last_success: datetime | None = None
@@ -194,9 +201,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One claimed attempt at one fire time; ``(job_id, fence)`` identifies it."""
+    """One claimed attempt at one fire time, identified by its id."""
 
-    #: ``job_id@fence``.
+    #: ``job_id@fence``; with ``overlap="allow"`` ``job_id#n@fence``, since several runs may have been claimed at once.
     id: str
     job_id: str
     task: str
@@ -270,22 +277,18 @@ class ClockSkew(NamedTuple):
     error: timedelta
 
 
-class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``enqueue`` and ``run_job`` give: which run was asked for."""
-
-    job_id: str
-    store: str
-    task: str
-
-
 T = TypeVar("T")
+
+#: A word that is no kind of run in the log.
+_REASON = re.compile(r"(?!(?:run|lost)$)[a-z][a-z0-9_]{0,39}")
 
 
 @dataclass(frozen=True, slots=True)
 class Carry:
     """Returned by a task: keep *value* with the job and give it to the next run as ``current_run().carried``.
 
-    *result* is what history shows; *next_at* (an aware datetime) moves the next fire time.
+    *result* is what history shows; *next_at* (an aware datetime) moves the next fire time; one that is not later
+    than those that have run or been decided about is now.
     """
 
     value: Any
@@ -344,6 +347,29 @@ class Finish(Steering):
 
     def __post_init__(self) -> None:
         super().__init__("finished")
+
+
+@dataclass(eq=False)
+class Skip(Steering):
+    """This fire time does not run: history has a decision with *reason* in place of a run, and the job goes on to its next one.
+
+    What has no next one (a one-shot, a run that was asked for), or has had an attempt at this fire time, is put off instead: it
+    comes back after *put_off* (seconds or timedelta; a second unless given), without having spent an attempt. A step of a
+    workflow is over: it counts as skipped, unless *put_off* is given.
+    """
+
+    reason: str = "skipped"
+    detail: str | None = None
+    put_off: Duration | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reason, str) or not _REASON.fullmatch(self.reason):
+            raise DefinitionError(
+                f"Skip(reason=) must be a lower-case word of 1 to 40 letters (not run, not lost), not {self.reason!r}"
+            )
+        if self.put_off is not None:
+            self.put_off = to_seconds(self.put_off, "Skip(put_off=)", positive=True)
+        super().__init__(self.detail or self.reason)
 
 
 def _error_types(value: object, name: str) -> tuple[type[BaseException], ...]:

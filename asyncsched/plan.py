@@ -17,7 +17,7 @@ from asyncsched.definition import Cursor, Definition, Pending, Request, Tally
 from asyncsched.late import Key, Span, moved_on, newest_of, sort_out
 from asyncsched.model import Outcome
 from asyncsched.rules import DEFAULT_RULES, Rules
-from asyncsched.triggers import AnyTrigger, Manual, Once, Passed
+from asyncsched.triggers import AnyTrigger, Manual, Once, Passed, Within
 
 __all__ = [
     "Ended",
@@ -27,11 +27,15 @@ __all__ = [
     "Step",
     "child_of",
     "decide",
+    "due_at",
     "due_of",
     "ended",
+    "has_ended",
+    "is_done",
     "is_quarantined",
     "next_fire",
     "next_request",
+    "put_off",
     "spread",
     "synced",
     "wake_of",
@@ -43,6 +47,8 @@ MAX_CRASHES = 5
 NO_KEY: Key = ("", "")
 #: In the place of a hold: the record is to go.
 _DONE = "done"
+#: Two instants that differ are this far apart.
+_TICK_S = 1e-6
 #: No fire time, where None says that it is not known.
 _NONE = math.inf
 #: Decisions about fire times that passed while nobody ran.
@@ -101,6 +107,8 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
     on_exhausted: Literal["keep", "remove", "pause"] = "keep"
     #: For how long a failed one-shot is kept.
     keep_s: float | None = None
+    #: The reason and detail of the decision that stands in its place: the task says that this fire time does not run.
+    skip: tuple[str, str | None] | None = None
 
 
 def is_quarantined(tries: int, max_crashes: int) -> bool:
@@ -115,16 +123,22 @@ def synced(definition: Definition, cursor: Cursor) -> Cursor:
     if not cursor.rev:
         return Cursor(definition.rev, definition.first)
     pending = cursor.pending if cursor.pending is not None and cursor.pending.request else None
+    first = definition.first
+    if _goes_on_after_rest(definition) and first is not None and cursor.next is not None:
+        # A run that was under way at the end of the rest may have moved it further on.
+        first = max(first, cursor.next)
     # A new start also for the count of failures that pauses a job.
     tally = replace(cursor.tally, consecutive_failures=0)
     return replace(
         cursor,
         rev=definition.rev,
-        next=definition.first,
+        next=first,
         pending=pending,
         over=None,
         queued_until=None,
         tally=tally,
+        admitted=None,
+        waits=0,
     )
 
 
@@ -155,7 +169,7 @@ def _decided(
 ) -> Start | Step:
     spans: tuple[Span, ...] = ()
     if cursor.rev != definition.rev:
-        spans = _resumed(definition)
+        spans = _resumed(definition, cursor)
         cursor = synced(definition, cursor)
     pending = cursor.pending
     if definition.requests:
@@ -167,13 +181,13 @@ def _decided(
             if pending is None:
                 return Start(request.at, request.at, 1, request.no, cursor, spans)
             return Start(pending.fire, request.at, pending.failed + 1, pending.request, cursor, spans)
-    if _is_done(definition, cursor):
+    if is_done(definition, cursor):
         return Step(cursor, None, delete=True, spans=spans)
     if definition.paused:
         return Step(cursor, None, "paused", spans=spans)
-    if hold == "failed":
-        return Step(cursor, None, delete=True)
     if cursor.over is not None:
+        if hold == "failed":
+            return Step(cursor, None, delete=True)
         return Step(cursor, cursor.over[1], cursor.over[0], spans=spans)
     horizon = now + ahead_s
     fire = cursor.next
@@ -183,14 +197,23 @@ def _decided(
         return Start(pending.fire, pending.due, pending.failed + 1, pending.request, cursor, spans, fire)
     if fire is None:
         return Step(cursor, None, spans=spans)
-    due = due_of(definition.trigger, fire, rules, key)
+    due = due_at(definition, cursor, fire, rules, key)
     if due > horizon:
         return Step(cursor, due, spans=spans)
-    cursor = replace(cursor, pending=None) if pending is not None else cursor
-    return _due(definition, cursor, fire, now, horizon, spans, rules, key)
+    if pending is not None:
+        if not pending.failed and (cursor.waits or cursor.admitted is not None):
+            # A limit has put it off until now, so it has not run at all.
+            spans += (Span("overlap", pending.fire, pending.fire, 1),)
+        cursor = replace(cursor, pending=None)
+    return _due(definition, cursor, fire, due, now, horizon, spans, rules, key)
 
 
-def _is_done(definition: Definition, cursor: Cursor) -> bool:
+def is_done(definition: Definition, cursor: Cursor) -> bool:
+    """Whether the job is to go: it has come to its end, and no run of it was asked for that a pause holds back."""
+    return has_ended(definition, cursor) and not _is_asked_for(definition, cursor)
+
+
+def has_ended(definition: Definition, cursor: Cursor) -> bool:
     """Whether the job has come to its end, and is there still only because it was updated while it ran."""
     if cursor.over is not None:
         return cursor.over[0] == _DONE
@@ -199,21 +222,51 @@ def _is_done(definition: Definition, cursor: Cursor) -> bool:
 
 def _gives_way(trigger: AnyTrigger, cursor: Cursor, rules: Rules, key: Key, now: float) -> bool:
     """Whether a pending attempt is dropped for the next fire time, as a running one would be cancelled for it."""
-    if rules.overlap != "cancel_running" or cursor.next is None:
+    return _may_give_way(cursor, rules) and due_of(trigger, cursor.next or 0.0, rules, key) <= now
+
+
+def _may_give_way(cursor: Cursor, rules: Rules) -> bool:
+    """Not to one that passed before the first attempt began: that waits behind it."""
+    if rules.overlap != "cancel_running" or cursor.next is None or cursor.pending is None:
         return False
-    return due_of(trigger, cursor.next, rules, key) <= now
+    return cursor.pending.began is None or cursor.next > cursor.pending.began
 
 
 def next_request(definition: Definition, cursor: Cursor) -> Request | None:
-    """The first request that has not run yet and may; a paused job runs only what was forced."""
-    for request in definition.requests:
-        if request.no > cursor.request and (request.force or not definition.paused):
-            return request
+    """The first request that has not run yet and may; a paused job runs only what was forced, and what was asked for before
+    that, since they are met in order."""
+    waiting = [request for request in definition.requests if request.no > cursor.request]
+    if waiting and (not definition.paused or any(request.force for request in waiting)):
+        return waiting[0]
     return None
 
 
-def _resumed(definition: Definition) -> tuple[Span, ...]:
-    return () if definition.resumed is None else (Span("paused", *definition.resumed),)
+def _is_asked_for(definition: Definition, cursor: Cursor) -> bool:
+    """Whether a run was asked for that has not been made, be it that a pause holds it back."""
+    return any(request.no > cursor.request for request in definition.requests)
+
+
+def _resumed(definition: Definition, cursor: Cursor) -> tuple[Span, ...]:
+    """What passed in a rest, but for what a run has decided about that was under way when it ended; and what had been put off
+    until then, apart, since there may be others between the two."""
+    if definition.resumed is None:
+        return ()
+    first, last, _, _ = definition.resumed
+    pending, next_ = cursor.pending, cursor.next
+    spans: tuple[Span, ...] = (Span("paused", *definition.resumed),)
+    if next_ is not None and next_ > first and _goes_on_after_rest(definition):
+        passed = definition.trigger.passed(next_, last)
+        spans = (Span("paused", next_, last, passed.count + 1, passed.more),) if next_ <= last else ()
+    is_put_off = pending is not None and not (pending.request or pending.failed)
+    if pending is not None and is_put_off and (not spans or pending.fire < spans[0].first):
+        spans = (Span("paused", pending.fire, pending.fire, 1), *spans)
+    return spans
+
+
+def _goes_on_after_rest(definition: Definition) -> bool:
+    """Whether its trigger is the one of before: it goes on at the fire time behind those that passed in a rest."""
+    resumed, trigger = definition.resumed, definition.trigger
+    return resumed is not None and trigger.recurs and trigger.next(resumed[1]) == definition.first
 
 
 def _stays(definition: Definition) -> bool:
@@ -225,6 +278,7 @@ def _due(
     definition: Definition,
     cursor: Cursor,
     fire: float,
+    due: float,
     now: float,
     horizon: float,
     spans: tuple[Span, ...],
@@ -235,14 +289,14 @@ def _due(
     late = sort_out(definition.trigger, cursor, fire, now, rules, key)
     spans += late.spans
     if late.fire is not None:
-        due = due_of(definition.trigger, late.fire, rules, key)
         if late.fire != fire:
+            due = due_at(definition, cursor, late.fire, rules, key)
             cursor = replace(cursor, next=late.fire)
         if due <= horizon:
             return Start(
                 late.fire, due, 1, 0, cursor, spans, _NONE if late.following is None else late.following
             )
-    skipped = sum(span.count for span in late.spans)
+    skipped = sum(span.count for span in spans if span.reason != "paused")
     tally = replace(cursor.tally, skipped=cursor.tally.skipped + skipped)
     next_ = late.following if late.fire is None else late.fire
     cursor = replace(cursor, next=next_, tally=tally, queued_until=None)
@@ -270,10 +324,12 @@ def ended(
             return _gone_on(trigger, start, end, rules, key)
     next_, passed, queued_until = _advanced(definition, start, end, rules)
     spans = start.spans + passed
-    spans += _omitted(trigger, _begun(start), next_)
     pending = _pending(start, end)
     if end.next_at is not None and pending is None:
-        next_ = end.next_at
+        next_ = _named_by_task(end.next_at, start, end, spans)
+    spans += _omitted(trigger, _begun(start), next_)
+    if end.skip is not None:
+        spans += (Span(end.skip[0], start.fire, start.fire, 1, False, end.skip[1]),)
     cursor = start.cursor
     rests = cursor.over is not None and cursor.over[0] == "paused"
     cursor = Cursor(
@@ -284,10 +340,36 @@ def ended(
         cursor.carried if end.carried is None else end.carried,
         _counted(cursor.tally, end, sum(span.count for span in spans)),
         cursor.over if rests and not end.finish else None,
-        cursor.runs + (pending is None and start.request == 0),
+        cursor.runs + (pending is None and start.request == 0 and (end.skip is None or trigger.is_backfill)),
         queued_until,
+        _paced(trigger, end),
+        filled=cursor.filled,
     )
     return _step_after(definition, cursor, end, spans, rules, key)
+
+
+def _named_by_task(next_at: float, start: Start, end: Ended, spans: tuple[Span, ...]) -> float:
+    """The next fire time that a task names: at once where that is one which has run or been decided about, or lies before it."""
+    last = max((start.fire, *(span.last for span in spans)))
+    return next_at if next_at > last else round(max(end.finished, last + _TICK_S), 6)
+
+
+def put_off(
+    definition: Definition,
+    before: Cursor,
+    start: Start,
+    until: float,
+    now: float,
+    rules: Rules = DEFAULT_RULES,
+    key: Key = NO_KEY,
+) -> Step:
+    """Where a start goes that a limit puts off: it spends no attempt, and is no misfire when its turn comes.
+
+    *before* is the cursor that the start was decided from. A request is left unmet, so that it stays one.
+    """
+    if start.cursor.request != before.request:
+        return Step(replace(start.cursor, request=before.request), until, spans=start.spans)
+    return ended(definition, start, Ended("cancelled", now, now, again_at=until), rules, key)
 
 
 def child_of(definition: Definition, start: Start) -> Definition:
@@ -305,7 +387,9 @@ def child_of(definition: Definition, start: Start) -> Definition:
         policies=policies,
         paused=False,
         requests=(),
+        cancel=0,
         resumed=None,
+        places=0,
     )
 
 
@@ -318,12 +402,16 @@ def spread(
         spans = (*spans, Span("max_instances", start.fire, start.fire, 1))
     cursor = start.cursor
     next_ = cursor.next
-    if start.request == 0:
+    if start.request == 0 and cursor.pending is None:
         next_ = _following(definition.trigger, start)
     spans += _omitted(definition.trigger, _begun(start), next_)
     skipped = sum(span.count for span in spans)
     tally = replace(cursor.tally, skipped=cursor.tally.skipped + skipped, last_run=now)
-    cursor = replace(cursor, next=next_, tally=tally, runs=cursor.runs + (has_slot and start.request == 0))
+    runs = cursor.runs + (has_slot and start.request == 0)
+    # A further attempt that was pending, for which the job was not an overlapping one yet, is the child's now.
+    cursor = replace(
+        cursor, next=next_, pending=None, tally=tally, runs=runs, admitted=None, waits=0, owes=False
+    )
     ended_ = Ended("succeeded", now, now)
     return _step_after(definition, cursor, ended_, spans, rules, key)
 
@@ -376,18 +464,23 @@ def _step_after(
         and recurs
         and (cursor.next is not None or _stays(definition))
     ):
-        if end.on_exhausted != "keep":
-            return _exhausted(cursor, end, spans)
         limit = rules.pause_after_failures
-        if limit is not None and cursor.tally.consecutive_failures >= limit:
-            return Step(replace(cursor, over=("paused", None)), None, "paused", spans=spans)
+        if end.on_exhausted == "remove":
+            return _exhausted(cursor, end, spans)
+        if end.on_exhausted == "pause" or (limit is not None and cursor.tally.consecutive_failures >= limit):
+            cursor = replace(cursor, over=("paused", None))
+            # Not before the runs have been made that were asked for.
+            return Step(cursor, wake_of(definition, cursor, end.finished, rules, key), "paused", spans=spans)
+    requested = not end.finish and _is_asked_for(definition, cursor)
     if rules.max_runs is not None and cursor.pending is None and cursor.runs >= rules.max_runs and recurs:
         if cursor.next is not None:
             spans = (*spans, Span("ended", cursor.next, cursor.next, 1, True, f"max_runs={rules.max_runs}"))
-        return Step(replace(cursor, next=None, over=(_DONE, None)), None, delete=True, spans=spans)
-    requested = bool(definition.requests) and next_request(definition, cursor) is not None and not end.finish
+        cursor = replace(cursor, next=None, over=(_DONE, None))
+        if not requested:
+            return Step(cursor, None, delete=True, spans=spans)
     if requested or cursor.over or next_fire(cursor) is not None or (_stays(definition) and not end.finish):
-        hold = "paused" if definition.paused or cursor.over else None
+        rests = cursor.over is not None and cursor.over[0] != _DONE
+        hold = "paused" if definition.paused or rests else None
         return Step(cursor, wake_of(definition, cursor, end.finished, rules, key), hold, spans=spans)
     if end.outcome == "succeeded" or end.finish or recurs:
         return Step(replace(cursor, over=(_DONE, None)), None, delete=True, spans=spans)
@@ -403,10 +496,18 @@ def _done(rev: int) -> Cursor:
 def _pending(start: Start, end: Ended) -> Pending | None:
     """The further attempt at the same fire time, if there is to be one."""
     if end.again_at is not None:
-        return Pending(start.fire, round(end.again_at, 6), start.attempt - 1, start.request)
-    if end.retry_in is not None:
-        return Pending(start.fire, round(end.finished + end.retry_in, 6), start.attempt, start.request)
-    return None
+        due, failed = end.again_at, start.attempt - 1
+    elif end.retry_in is not None:
+        due, failed = end.finished + end.retry_in, start.attempt
+    else:
+        return None
+    return Pending(start.fire, round(due, 6), failed, start.request, _first_began(start, end))
+
+
+def _first_began(start: Start, end: Ended) -> float | None:
+    """When the first attempt at this fire time started."""
+    pending = start.cursor.pending
+    return end.started if pending is None else pending.began
 
 
 def _exhausted(cursor: Cursor, end: Ended, spans: tuple[Span, ...]) -> Step:
@@ -423,7 +524,9 @@ def _advanced(
 ) -> tuple[float | None, tuple[Span, ...], float | None]:
     """The next scheduled fire time after the run, those that it overlapped, and until when they are queued.
 
-    A pending attempt counts as running. A fire time that came before a first attempt started stays due.
+    A pending attempt counts as running until it is due. A fire time that came before the first attempt started, or while nobody
+    made an attempt that was due, stays due: ``catch_up`` decides about it. What comes while a job rests overlaps no run that was
+    forced: ``resume`` decides about it.
     """
     trigger, cursor = definition.trigger, start.cursor
     first_of_schedule = start.request == 0 and cursor.pending is None
@@ -432,14 +535,30 @@ def _advanced(
     if trigger.after_finish and start.request == 0:
         return trigger.next(end.finished), (), None
     first = _following(trigger, start) if first_of_schedule else cursor.next
+    if trigger.is_backfill:
+        return first, (), None
     queued = cursor.queued_until
     is_of_queue = rules.overlap == "queue_all" and queued is not None and start.fire <= queued
-    came_before = cursor.pending is None and first is not None and first <= end.started and not is_of_queue
-    if first is None or first > end.finished or came_before:
+    began = _first_began(start, end)
+    came_before = first is not None and began is not None and first <= began and not is_of_queue
+    rests = definition.paused or cursor.over is not None
+    until = _busy_until(trigger, cursor, end)
+    if first is None or first > until or came_before or rests:
         return first, (), queued if first is not None and queued is not None and first <= queued else None
-    passed = trigger.passed(first, end.finished)
+    # What counts from the end of runs names no further one before that.
+    passed = Passed(0, None, trigger.next(until)) if trigger.after_finish else trigger.passed(first, until)
     last = first if passed.last is None else passed.last
-    return _overlapped(trigger, first, last, passed, end, rules)
+    return _overlapped(trigger, first, last, passed, until, rules)
+
+
+def _busy_until(trigger: AnyTrigger, cursor: Cursor, end: Ended) -> float:
+    """Until when fire times overlap the run: its end; or when a further attempt was due, if others came before it was made."""
+    pending = cursor.pending
+    if pending is None or cursor.waits:
+        return end.finished
+    following = trigger.next(pending.due)
+    is_idle = following is not None and following <= end.started
+    return pending.due if is_idle else end.finished
 
 
 def _following(trigger: AnyTrigger, start: Start) -> float | None:
@@ -450,7 +569,7 @@ def _following(trigger: AnyTrigger, start: Start) -> float | None:
 
 
 def _overlapped(
-    trigger: AnyTrigger, first: float, last: float, passed: Passed, end: Ended, rules: Rules
+    trigger: AnyTrigger, first: float, last: float, passed: Passed, until: float, rules: Rules
 ) -> tuple[float | None, tuple[Span, ...], float | None]:
     """What becomes of the fire times that came while the job ran."""
     count, more = passed.count + 1, passed.more
@@ -458,7 +577,7 @@ def _overlapped(
         kept, dropped = newest_of(trigger, first, last, count, rules.max_catch_up, more)
         before = trigger.previous(kept - 1e-6)
         spans = (Span("buffer_full", first, before or first, dropped, more),) if dropped else ()
-        return kept, spans, end.finished
+        return kept, spans, until
     if rules.overlap in ("queue_one", "cancel_running"):
         before = trigger.previous(last - 1e-6)
         spans = (Span("overlap", first, before or first, count - 1, more),) if count > 1 else ()
@@ -469,18 +588,21 @@ def _overlapped(
 def wake_of(
     definition: Definition, cursor: Cursor, now: float, rules: Rules = DEFAULT_RULES, key: Key = NO_KEY
 ) -> float | None:
-    """When the record wants attention next: a request now, else the pending attempt, else when the next fire time is due."""
+    """When the record wants attention next: a request now, else the pending attempt, else when the next fire time is due; one
+    that has come to its end is there for whoever claims it next to remove it."""
     cursor = synced(definition, cursor)
     if definition.requests and next_request(definition, cursor) is not None:
+        return now
+    if is_done(definition, cursor):
         return now
     if definition.paused:
         return None
     if cursor.over is not None:
         return cursor.over[1]
-    due = None if cursor.next is None else due_of(definition.trigger, cursor.next, rules, key)
+    due = None if cursor.next is None else due_at(definition, cursor, cursor.next, rules, key)
     if cursor.pending is None:
         return due
-    if due is None or rules.overlap != "cancel_running":
+    if due is None or not _may_give_way(cursor, rules):
         return cursor.pending.due
     return min(due, cursor.pending.due)
 
@@ -490,13 +612,25 @@ def due_of(trigger: AnyTrigger, fire: float, rules: Rules, key: Key) -> float:
     return fire if rules.jitter is None else rules.due(key, fire, trigger.next(fire))
 
 
+def due_at(definition: Definition, cursor: Cursor, fire: float, rules: Rules, key: Key) -> float:
+    """When the next fire time of a job is due: without jitter, where it was to run as soon as it was added."""
+    is_at_once = fire == definition.created_at and definition.trigger.recurs
+    due = fire if is_at_once else due_of(definition.trigger, fire, rules, key)
+    return due if cursor.not_before is None else max(due, cursor.not_before)
+
+
+def _paced(trigger: AnyTrigger, end: Ended) -> float | None:
+    """When the next run of a backfill may start: when this one has ended, and so long after its start."""
+    return max(end.finished, round(end.started + trigger.gap, 6)) if isinstance(trigger, Within) else None
+
+
 def next_fire(cursor: Cursor) -> float | None:
     """The pending attempt, else the next fire time: what comes due while an attempt is pending overlaps it."""
     return cursor.next if cursor.pending is None else cursor.pending.due
 
 
 def _counted(tally: Tally, end: Ended, skipped: int) -> Tally:
-    if end.again_at is not None:
+    if end.again_at is not None or end.skip is not None:
         return replace(tally, skipped=tally.skipped + skipped)
     duration = end.finished - end.started
     good = end.outcome == "succeeded"
@@ -512,4 +646,5 @@ def _counted(tally: Tally, end: Ended, skipped: int) -> Tally:
         tally.sum_s + duration,
         duration if tally.min_s is None or duration < tally.min_s else tally.min_s,
         duration if tally.max_s is None or duration > tally.max_s else tally.max_s,
+        end.outcome,
     )

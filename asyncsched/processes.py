@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Callable
+import pickle
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import anyio
 import anyio.to_process
 from anyio.lowlevel import checkpoint
 
-__all__ = ["ProcessPool"]
+from asyncsched.calls import text_of
+
+__all__ = ["ProcessPool", "is_one_of_many"]
 
 T = TypeVar("T")
 
@@ -32,7 +37,14 @@ class ProcessPool:
         self._busy += 1
         self._alive = max(self._alive, self._busy)
         try:
-            return await anyio.to_process.run_sync(function, *args, cancellable=True, limiter=self._limiter)
+            return await anyio.to_process.run_sync(
+                _alone, function, args, cancellable=True, limiter=self._limiter
+            )
+        except _Sent as error:
+            raise _arrived(error) from None
+        except KeyboardInterrupt as error:
+            # That process was interrupted, and not this one.
+            raise RuntimeError("the worker process was interrupted") from error
         except (anyio.get_cancelled_exc_class(), anyio.BrokenWorkerProcess):
             self._alive -= 1
             raise
@@ -48,3 +60,59 @@ class ProcessPool:
                 await checkpoint()
         self._alive = 0
         self._limiter = None
+
+
+def is_one_of_many() -> bool:
+    """Whether this process looks like one of several workers of a service: started by one that starts many (uvicorn, gunicorn),
+    or told how many there are."""
+    told = os.environ.get("WEB_CONCURRENCY", "")
+    return (told.isdigit() and int(told) > 1) or multiprocessing.parent_process() is not None
+
+
+class _Sent(Exception):
+    """An error that its class does not make again from its pickle: the class, the arguments, and what else it holds."""
+
+    def __init__(self, kind: type[Exception], args: tuple[Any, ...], state: Mapping[str, Any]) -> None:
+        super().__init__(kind, args, state)
+
+
+def _alone(function: Callable[..., T], args: tuple[Any, ...]) -> T:
+    """In the worker process: Ctrl-C goes to all processes of a terminal, and the one that this belongs to says what becomes of
+    its runs. What the function starts is interrupted as ever."""
+    signal.signal(signal.SIGINT, _ignore)
+    try:
+        return function(*args)
+    except Exception as error:
+        raise _sent(error) from None
+
+
+def _ignore(*_: object) -> None:
+    """As SIG_IGN, which programs would inherit."""
+
+
+def _sent(error: Exception) -> Exception:
+    """*error*, or what brings most of it to the process that waits for it."""
+    text = text_of(error)
+    for candidate in _candidates(error, text):
+        try:
+            if text_of(_arrived(pickle.loads(pickle.dumps(candidate)))) == text:
+                return candidate
+        except Exception:
+            continue
+    return RuntimeError(text)
+
+
+def _candidates(error: Exception, text: str) -> Iterator[Exception]:
+    yield error
+    yield _Sent(type(error), error.args, vars(error))
+    yield _Sent(type(error), (text.partition(": ")[2],), {})
+
+
+def _arrived(error: Exception) -> Exception:
+    if not isinstance(error, _Sent):
+        return error
+    kind, args, state = error.args
+    made: Exception = kind.__new__(kind)
+    made.args = args
+    vars(made).update(state)
+    return made

@@ -22,6 +22,7 @@ from asyncsched.errors import (
 )
 from asyncsched.ids import check_name
 from asyncsched.model import Retry
+from asyncsched.rates import check_limit, parse_rate
 from asyncsched.units import Duration, to_seconds
 
 __all__ = ["AnyTask", "Call", "Executor", "Registry", "Task", "task_name"]
@@ -46,14 +47,34 @@ class Task(Generic[P, R]):
         retry: Retry | None = None,
         executor: Executor | None = None,
         lifespan: Lifespan | None = None,
+        max_concurrency: int | None = None,
+        rate_limit: str | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
         self.name = check_name(name, "a task's name")
+        if name.startswith("#"):
+            raise DefinitionError(
+                f"a task's name must not begin with #, as those of asyncsched's own do: {name!r}"
+            )
         self.timeout = None if timeout is None else to_seconds(timeout, "timeout", positive=True)
+        if retry is not None and not isinstance(retry, Retry):
+            raise DefinitionError(f"retry must be a Retry, such as Retry(max_attempts=3), not {retry!r}")
         self.retry = retry
         self.executor: Executor = _executor_of(function, executor)
+        if lifespan is not None and not callable(lifespan):
+            raise DefinitionError(
+                f"lifespan must be a function that makes an async context manager, not {lifespan!r}"
+            )
         self.lifespan = lifespan
+        #: How many runs of it may be under way, and how many may start in which time, over all instances.
+        self.max_concurrency = (
+            None if max_concurrency is None else check_limit(max_concurrency, "max_concurrency")
+        )
+        self.rate_limit = rate_limit
+        if rate_limit is not None:
+            parse_rate(rate_limit)
+        self.is_limited = max_concurrency is not None or rate_limit is not None
         self.signature = _Signature(function, name)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -153,13 +174,14 @@ def task_name(function: Callable[..., Any]) -> str:
     return f"{module}:{qualname}"
 
 
-def check_lasting(function: Callable[..., Any], store: str) -> None:
-    """Refuse what has no name by which another process could find it again."""
+def check_lasting(function: Callable[..., Any], store: str, job_id: str | None = None) -> None:
+    """Refuse what has no name by which another process could find it again; *job_id* is the job that is to call it."""
     problem = _why_fleeting(function)
     if problem is not None:
         raise TransientJobError(
             f"{task_name(function)} is {problem}, and the store {store!r} outlives this process: define a function at module "
             f"level, or register it under a name (scheduler.register(fn, name='...'))",
+            job_id=job_id,
             store=store,
             task=task_name(function),
         )

@@ -11,7 +11,7 @@ import msgspec
 from asyncsched.definition import JitterForm, Policies
 from asyncsched.model import CatchUp, Overlap
 
-__all__ = ["DEFAULT_RULES", "Rules", "family_of", "rules_of"]
+__all__ = ["DEFAULT_RULES", "Rules", "family_of", "places_of", "rules_of"]
 
 
 class Rules(msgspec.Struct, frozen=True, gc=False):
@@ -28,6 +28,12 @@ class Rules(msgspec.Struct, frozen=True, gc=False):
     jitter: JitterForm | None = None
     max_runs: int | None = None
     pause_after_failures: int | None = None
+    concurrency_key: str | None = None
+    #: How many runs with the key may be under way; None: one.
+    concurrency_limit: int | None = None
+    rate_limit: str | None = None
+    #: Whether a key or a rate holds for it.
+    is_limited: bool = False
 
     def due(self, key: tuple[str, str], fire: float, following: float | None) -> float:
         """When the fire time is due: jitter later, but before the one that follows it."""
@@ -40,19 +46,25 @@ class Rules(msgspec.Struct, frozen=True, gc=False):
 
 
 DEFAULT_RULES = Rules()
-_FIELDS = Rules.__struct_fields__
+_FIELDS = tuple(name for name in Rules.__struct_fields__ if name in Policies.__struct_fields__)
 
 
 def rules_of(policies: Policies, defaults: Mapping[str, Any]) -> Rules:
     """The rules of a job."""
     given = {name: value for name in _FIELDS if (value := getattr(policies, name)) is not None}
     inherited = {name: defaults[name] for name in _FIELDS if defaults.get(name) is not None}
-    return Rules(**{**inherited, **given})
+    merged = {**inherited, **given}
+    return Rules(**merged, is_limited="concurrency_key" in merged or "rate_limit" in merged)
 
 
-def family_of(id: str, rules: Rules) -> list[str]:
-    """The ids that the children of an overlapping job have: one for each slot."""
-    return [f"{id}#{n}" for n in range(rules.max_instances)] if rules.overlap == "allow" else []
+def places_of(rules: Rules) -> int:
+    """How many children a job may have: one for each of its runs that may overlap."""
+    return rules.max_instances if rules.overlap == "allow" else 0
+
+
+def family_of(id: str, places: int) -> list[str]:
+    """The ids that so many children have."""
+    return [f"{id}#{n}" for n in range(places)]
 
 
 def _spread(key: tuple[str, str], fire: float, is_random: bool) -> float:

@@ -6,37 +6,39 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import datetime
 from functools import wraps
-from types import TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, cast, overload
+from types import MappingProxyType, TracebackType
+from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, cast, overload
 
+from asyncsched.changes import GonePolicy, Plan
 from asyncsched.clock import Clock
-from asyncsched.contract import JobStore, Record
-from asyncsched.desk import Desk, query_of
-from asyncsched.engine import Engine, Options, SchedulerState, Stores
-from asyncsched.errors import AsyncSchedError, DefinitionError, JobLookupError, NotRunning, WrongLoopError
+from asyncsched.contract import JobStore
+from asyncsched.currentrun import Middleware
+from asyncsched.declared import Declarations
+from asyncsched.desk import Desk
+from asyncsched.engine import Engine, SchedulerState, Stores
+from asyncsched.errors import AlreadyRunning, DefinitionError, NotRunning, WrongLoopError
 from asyncsched.events import (
     Event,
-    JobEvent,
-    JobPausedEvent,
-    JobRemoved,
-    JobResumed,
-    JobUpdated,
     Listener,
     Subscription,
 )
-from asyncsched.execution import Middleware
+from asyncsched.flowcalls import FlowCalls
+from asyncsched.health import HealthRule
 from asyncsched.history import History
-from asyncsched.ids import base_id, check_name
+from asyncsched.ids import check_name
 from asyncsched.intake import Intake
-from asyncsched.jobs import JobChanges, JobSpec, PolicyArgs, TriggerLike
-from asyncsched.model import ClockSkew, Job, JobState, Receipt, Retention, Retry, Run
-from asyncsched.registry import AnyTask, Call, Executor, Lifespan, Task, task_name
-from asyncsched.shelf import OnConflict, Shelf
-from asyncsched.units import Duration, to_datetime, to_seconds
+from asyncsched.jobcalls import JobCalls
+from asyncsched.locks import Leader, Lock
+from asyncsched.model import Retention, Retry
+from asyncsched.monitor import Monitor
+from asyncsched.orphans import OrphanPolicy, Orphans
+from asyncsched.registry import Executor, Lifespan, Task, task_name
+from asyncsched.settings import Options
+from asyncsched.specs import JobSpec, PolicyArgs, TriggerLike, bound_trigger, checked_flag, checked_mapping
+from asyncsched.units import Duration, to_seconds
 from asyncsched.values import Serializer
 
 __all__ = ["FromThread", "Scheduler", "SchedulerState"]
@@ -46,10 +48,8 @@ R = TypeVar("R")
 T = TypeVar("T")
 E = TypeVar("E", bound=Event)
 
-TaskLike = AnyTask | Call | Callable[..., Any] | str
 
-
-class Scheduler:
+class Scheduler(JobCalls, FlowCalls):
     """Runs jobs: keeps them in one store or several, claims what is due, runs it in this event loop.
 
     Making one does no I/O and needs no event loop. ``store`` is a URL ("memory://", "sqlite:///jobs.db"), a store, or several
@@ -58,13 +58,23 @@ class Scheduler:
     :param concurrency: how many runs may be under way at once in this instance.
     :param queues: the queues that this instance serves, each with a limit of its own or None; ``()``: none (a client).
     :param lease: for how long a claimed job is safe from others without a renewal; a dead instance's jobs run again then.
-    :param lookahead: claim jobs so much before they are due, so that each starts on its own timer.
+    :param lookahead: claim jobs so much before they are due, so that each starts on its own timer (None: 20 ms where the
+        store is a server, else not at all).
     :param poll_interval: how often to look into the store though nothing is known to be due (None: as the store needs).
     :param poll_jitter: by which share polls are spread.
+    :param heartbeat: how often this instance tells the others that use its stores that it is alive, by one write; it counts as
+        dead after three of them. None: it does not show itself.
+    :param health: from when on a job is unhealthy, for ``monitor`` and the event JobUnhealthy.
     :param store_retry: how calls to a store that is away are spaced; unless given 0.1 s, and twice as much each time up to 2 s.
     :param retention: what the history keeps.
     :param history: whether runs and decisions are written down at all.
     :param defaults: policies for jobs whose task does not say otherwise.
+    :param application: whose jobs ``@scheduler.job`` declares; of several applications on the same stores each has its own name.
+    :param revision: of the application's code, rising: where a higher one has declared its jobs, this instance changes none.
+    :param gone: what becomes of stored jobs that the code of this application no longer declares: ``report``, ``keep``, ``pause``
+        or ``remove``; the last two only with an *application*.
+    :param orphans: what becomes of jobs whose task no live instance has registered for *orphan_after* (None: nobody looks):
+        ``report``, ``pause`` or ``remove``.
     :param middleware: ``async def m(run, call_next)``, the first one outermost.
     :param lifespan: an async context manager factory, entered before the first job and left after the drain.
     :param serializer: how arguments and results are stored; by default typed, tagged data.
@@ -79,13 +89,20 @@ class Scheduler:
         concurrency: int = 100,
         queues: Mapping[str, int | None] | Sequence[str] | None = None,
         lease: Duration = 30,
-        lookahead: Duration = 0,
+        lookahead: Duration | None = None,
         poll_interval: Duration | None = None,
         poll_jitter: float = 0.1,
+        heartbeat: Duration | None = 30,
+        health: HealthRule | None = None,
         store_retry: Retry | None = None,
         retention: Retention | None = None,
         history: bool = True,
         defaults: PolicyArgs | None = None,
+        application: str | None = None,
+        revision: int | None = None,
+        gone: GonePolicy = "report",
+        orphans: OrphanPolicy = "report",
+        orphan_after: Duration | None = 14 * 86400.0,
         middleware: Sequence[Middleware] = (),
         lifespan: Callable[[Scheduler], AbstractAsyncContextManager[Any]] | None = None,
         serializer: Serializer | None = None,
@@ -93,20 +110,25 @@ class Scheduler:
         id: str | None = None,
         logger: logging.Logger | None = None,
     ) -> None:
+        _check_functions(middleware, lifespan)
         options = Options(
             concurrency=concurrency,
             queues=_queues_from(queues),
             lease_s=to_seconds(lease, "lease", positive=True),
-            lookahead_s=to_seconds(lookahead, "lookahead"),
+            lookahead_s=None if lookahead is None else to_seconds(lookahead, "lookahead"),
             poll_s=None
             if poll_interval is None
             else to_seconds(poll_interval, "poll_interval", positive=True),
-            poll_jitter=poll_jitter,
-            store_retry=store_retry or Retry(base=0.1, max_delay=2.0, spread=0.5),
-            retention=retention or Retention(),
-            keeps_history=history,
-            defaults=dict(defaults or {}),
+            poll_jitter=to_seconds(poll_jitter, "poll_jitter"),
+            heartbeat_s=None if heartbeat is None else to_seconds(heartbeat, "heartbeat", positive=True),
+            health=_of_kind(HealthRule, health, "health") or HealthRule(),
+            store_retry=_of_kind(Retry, store_retry, "store_retry")
+            or Retry(base=0.1, max_delay=2.0, spread=0.5),
+            retention=_of_kind(Retention, retention, "retention") or Retention(),
+            keeps_history=checked_flag(history, "history"),
+            defaults=dict(checked_mapping(defaults, "defaults")),
             middleware=tuple(middleware),
+            revision=revision,
         )
         self._engine = Engine(
             self,
@@ -120,8 +142,23 @@ class Scheduler:
         )
         self._intake = Intake(self._engine)
         self._desk = Desk(self._engine)
+        self._orphans = Orphans(self._engine, orphans, orphan_after)
+        self._declarations = Declarations(
+            self._engine, self._intake, self._orphans, application, revision, gone
+        )
+        self._declares_at_start = True
+        #: What a client of this one is made with.
+        self._given: dict[str, Any] = {
+            "store_retry": store_retry, "retention": retention, "history": history, "defaults": defaults,
+            "serializer": serializer, "clock": clock, "logger": logger, "application": application, "revision": revision,
+            "gone": gone, "orphans": orphans, "orphan_after": orphan_after,
+        }  # fmt: skip
+        if options.retention.workflows is not None:
+            self._engine.attendants.append(self._trim_for_ever)
         #: Finished runs, decisions and counts.
-        self.history = History(self._engine.opened_stores, self._engine.load)
+        self.history = History(self._engine.opened_stores, self._engine.load, self._engine.rules)
+        #: How jobs and instances are.
+        self.monitor = Monitor(self._engine)
         #: The same calls for other threads; each waits for its answer.
         self.from_thread = FromThread(self)
 
@@ -155,7 +192,14 @@ class Scheduler:
 
         Raises AlreadyRunning for a second start, and the store's error where one cannot be opened.
         """
-        await self._engine.start(paused=paused, declare=lambda: self._intake.declare(self._intake.declared))
+        await self._engine.start(paused=paused, declare=self._declare)
+        if self._declares_at_start:
+            for spec in self._declarations.missed():
+                self._declare_late(spec)
+
+    async def _declare(self) -> None:
+        if self._declares_at_start:
+            await self._declarations.start()
 
     async def stop(self, drain: Duration = 30) -> None:
         """Claim nothing more, let runs end for *drain* seconds, then cancel them, write every end, and let go of everything.
@@ -238,13 +282,16 @@ class Scheduler:
         retry: Retry | None = None,
         executor: Executor | None = None,
         lifespan: Lifespan | None = None,
+        max_concurrency: int | None = None,
+        rate_limit: str | None = None,
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
     def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-        """Register a function as a task: bare, or with a name, a timeout, a retry, an executor, a lifespan.
+        """Register a function as a task: bare, or with a name, a timeout, a retry, an executor, a lifespan, limits.
 
         The name is ``module:qualname`` unless given; a taken one raises ConflictingTaskError. A plain function runs in a thread
-        unless ``executor="process"``. A task's lifespan is entered before its first run and left after the drain.
+        unless ``executor="process"``. A task's lifespan is entered before its first run and left after the drain. Its limits
+        hold for all of its jobs and all instances: so many runs under way, so many starts (``rate_limit="100/minute"``).
         """
         if function is not None:
             return self.register(function, **options)
@@ -259,10 +306,22 @@ class Scheduler:
         retry: Retry | None = None,
         executor: Executor | None = None,
         lifespan: Lifespan | None = None,
+        max_concurrency: int | None = None,
+        rate_limit: str | None = None,
     ) -> Task[P, R]:
-        """As the decorator ``task``, for a function that is defined elsewhere."""
+        """As the decorator ``task``, for a function that is defined elsewhere.
+
+        A Task (a built-in one, or one of another scheduler) keeps its name and its options, except for those given here.
+        """
         if isinstance(function, Task):
-            function = function.function
+            given: Task[P, R] = function
+            function, name = given.function, name or given.name
+            timeout = given.timeout if timeout is None else timeout
+            retry = given.retry if retry is None else retry
+            lifespan = given.lifespan if lifespan is None else lifespan
+            executor = given.executor if executor is None else executor
+            max_concurrency = given.max_concurrency if max_concurrency is None else max_concurrency
+            rate_limit = given.rate_limit if rate_limit is None else rate_limit
         if not callable(function):
             raise DefinitionError(f"a task is a function, not {function!r}")
         task = Task(
@@ -272,6 +331,8 @@ class Scheduler:
             retry=retry,
             executor=executor,
             lifespan=lifespan,
+            max_concurrency=max_concurrency,
+            rate_limit=rate_limit,
         )
         self._engine.registry.add(task)
         self._engine.wake_all()
@@ -303,8 +364,12 @@ class Scheduler:
         """Register a function and declare a job for it, before or after start.
 
         The id is the task's name unless given. At each start the stored job is made to look like its declaration: an unchanged
-        trigger keeps its progress, a changed one computes anew, and a pause stays.
+        trigger keeps its progress, a changed one computes anew, and a pause stays. One that is declared while running never
+        counts as gone (``gone=``).
         """
+
+        # At once: "@scheduler.job" without its trigger would be given the function here, and declare nothing.
+        bound_trigger(trigger, None, self._engine.clock.time())
 
         def decorate(function: Callable[P, R] | Task[P, R]) -> Task[P, R]:
             task = function if isinstance(function, Task) else self.register(function, executor=executor)
@@ -313,266 +378,65 @@ class Scheduler:
                 paused, run_immediately, run_on_start, policies,
             )  # fmt: skip
             self._intake.resolve(spec)
-            self._engine.composer.record(spec, task, self._engine.clock.time())
-            self._intake.declared.append(spec)
+            self._engine.composer.record(spec, task, self._engine.clock.time(), may_have_ended=True)
+            self._intake.declare(spec)
             if self.is_running:
-                self._engine.errand(self._intake.declare([spec]))
+                self._declare_late(spec)
             return task
 
         return decorate
 
-    # -- adding --------------------------------------------------------------------------------------------------------
+    def _declare_late(self, spec: JobSpec) -> None:
+        self._intake.late.add(spec.id or self._intake.resolve(spec)[1].name)
+        self._engine.errand(self._declarations.add(spec))
 
-    async def add_job(
-        self,
-        task: TaskLike,
-        trigger: TriggerLike | None = None,
-        *,
-        id: str | None = None,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        name: str | None = None,
-        store: str = "default",
-        queue: str = "default",
-        priority: int = 0,
-        tags: Sequence[str] = (),
-        metadata: Mapping[str, Any] | None = None,
-        on_conflict: OnConflict = "error",
-        paused: bool = False,
-        run_immediately: bool = False,
-        run_on_start: bool = False,
-        connection: object = None,
-        **policies: Unpack[PolicyArgs],
-    ) -> Job:
-        """Add a job: *task* is a Task, a bound call, a registered name or a module-level function.
+    # -- deploying -----------------------------------------------------------------------------------------------------
 
-        *trigger* is made by ``once``, ``every``, ``cron`` or ``manual``, or is a string (cron expression, macro, "@every 5m");
-        without one the job is due now. An id that is taken raises ConflictingIdError, or with ``on_conflict="replace"`` the job
-        is made to look like this (an unchanged trigger keeps its progress), or with "keep" the one that is there is returned.
-        *run_immediately* makes the first run due now; *run_on_start* asks for a run at each start of this process's scheduler.
+    async def plan(self, *, rollback: bool = False, show_arguments: bool = False) -> Plan:
+        """What would make the stored jobs look like those that this code declares; nothing is changed. See :class:`Plan`.
 
-        With *connection* the job is added in the user's own transaction (PostgreSQL and MySQL stores): it is there once that
-        commits, and never if it rolls back. It is the driver's connection, or an AsyncConnection or AsyncSession of SQLAlchemy;
-        where no transaction is open on it, one is made for this call. No JobAdded is told, since nobody here hears the commit.
+        With *rollback* it goes back to this revision though a newer one was applied. Arguments and metadata may be secret: that
+        they change is told, and with *show_arguments* how. It costs two or three reads per store, whatever is stored.
         """
-        spec = JobSpec(
-            task, trigger, id, args, kwargs, name, store, queue, priority, tags, metadata,
-            paused, run_immediately, run_on_start, policies,
-        )  # fmt: skip
-        answers = await self.add_jobs([spec], on_conflict=on_conflict, connection=connection)
-        return answers[0]
+        return await self._declarations.plan(rollback=rollback, shows_arguments=show_arguments)
 
-    @overload
-    async def add_jobs(
-        self,
-        specs: Sequence[JobSpec],
-        *,
-        on_conflict: OnConflict = "error",
-        errors: Literal["raise"] = "raise",
-        connection: object = None,
-    ) -> list[Job]: ...
+    async def apply(self, plan: Plan) -> None:
+        """Make it so. Raises PlanOutdated, which names the jobs, if they have changed since the plan was made."""
+        await self._declarations.apply(plan)
 
-    @overload
-    async def add_jobs(
-        self,
-        specs: Sequence[JobSpec],
-        *,
-        on_conflict: OnConflict = "error",
-        errors: Literal["return"],
-        connection: object = None,
-    ) -> list[Job | AsyncSchedError]: ...
+    def client(self, store: Stores | None = None) -> Scheduler:
+        """A scheduler with the tasks and declared jobs of this one, on the same stores or on *store*, that runs nothing: it
+        serves no queues, enters no lifespan, shows itself to nobody, and its start declares nothing. For ``plan`` and ``apply``.
 
-    async def add_jobs(
-        self,
-        specs: Sequence[JobSpec],
-        *,
-        on_conflict: OnConflict = "error",
-        errors: Literal["raise", "return"] = "raise",
-        connection: object = None,
-    ) -> Any:
-        """Add many jobs in few round trips; all of them are checked before any is written.
-
-        With ``errors="return"`` what is wrong with one stands in its place in the answer, and the others are added.
-        *connection* is that of ``add_job``.
+        This one must not be running.
         """
-        return await self._intake.add(specs, on_conflict, errors, connection)
-
-    async def enqueue(
-        self, task: Task[P, Any] | Callable[P, Any] | str, /, *args: P.args, **kwargs: P.kwargs
-    ) -> Receipt:
-        """Run *task* with these arguments as soon as may be; for policies use ``task.options(...).bind(...)`` and add_job."""
-        job = await self.add_job(cast(TaskLike, task), args=args, kwargs=kwargs)
-        return Receipt(job_id=job.id, store=job.store, task=job.task)
-
-    # -- reading -------------------------------------------------------------------------------------------------------
-
-    async def get_job(self, id: str, *, store: str | None = None) -> Job:
-        """The job of that id; raises JobLookupError."""
-        shelf, _ = await self._engine.find(id, store)
-        return await shelf.job(id)
-
-    async def get_jobs(
-        self,
-        *,
-        store: str | None = None,
-        queue: str | None = None,
-        task: str | Task[..., Any] | None = None,
-        tags: Sequence[str] = (),
-        id_prefix: str | None = None,
-        state: JobState | None = None,
-        due_before: datetime | None = None,
-        limit: int | None = None,
-        after: Job | str | None = None,
-    ) -> list[Job]:
-        """The jobs that match, by next fire time, those without one last, paused ones at the very end.
-
-        *limit* and *after* (the last job of the page before) page through them by wake time: there a job that runs now stands
-        where its lease ends, and a failed one where it will be removed.
-        """
-        query = query_of(
-            queue=queue, task=task, tags=tuple(tags), id_prefix=id_prefix, state=state, due_before=due_before
-        )
-        return await self._desk.jobs(query, store, limit, after)
-
-    def running(self, job_id: str | None = None) -> list[Run]:
-        """The runs that are under way in this instance, of one job or of all."""
-        self._engine.check_running()
-        executions = [
-            e for worker in self._engine.workers.values() for e in worker.held.values() if e.end is None
-        ]
-        return [e.as_run() for e in executions if job_id is None or base_id(e.record.id) == job_id]
-
-    async def wait_job(
-        self, id: str, timeout: Duration | None = None, *, store: str | None = None
-    ) -> Job | None:
-        """Wait until nothing of the job is under way: a recurring job's run has ended, a one-shot has run.
-
-        Returns the job, or None once it is gone; raises TimeoutError after *timeout*.
-        """
-        try:
-            return await self._desk.wait(
-                id, None if timeout is None else to_seconds(timeout, "timeout"), store
+        if self.state != "stopped":
+            raise AlreadyRunning(
+                f"this scheduler is {self.state}: ask itself, or make a client before it starts"
             )
-        except JobLookupError:
-            if await self._desk.has_run(id):
-                return None
-            raise
+        stores: dict[str, str | JobStore] = dict(self._engine.stores)
+        if store is not None:
+            stores |= store if isinstance(store, Mapping) else {"default": store}
+        client = Scheduler(stores, queues=(), heartbeat=None, **self._given)
+        for task in self.tasks.values():
+            client._engine.registry.add(task)
+        for spec in self._intake.declared:
+            client._intake.declare(spec)
+        client._intake.late = set(self._intake.late)
+        client._declares_at_start = False
+        return client
 
-    def now(self) -> datetime:
-        """The default store's clock, as far as it is known here; every instant is by it."""
-        self._engine.check_running()
-        return to_datetime(self._engine.shelves["default"].now())
+    # -- queues --------------------------------------------------------------------------------------------------------
 
-    def clock_skew(self, store: str = "default") -> ClockSkew:
-        """How far the store's clock is from this host's. Jobs go by the store's, so that instances need not agree."""
-        self._engine.check_running()
-        self._engine.store(store)
-        return self._engine.store_clocks[store].skew()
+    @property
+    def queues(self) -> Mapping[str, int | None]:
+        """The queues that this instance serves, each with its limit or None, read-only."""
+        return MappingProxyType(dict(self._engine.options.queues))
 
-    async def next_fire_time(self) -> datetime | None:
-        """When the earliest job of all stores is due; None: nothing is planned."""
-        earliest = await self._desk.earliest()
-        return None if earliest is None else earliest.next_fire_time
-
-    # -- changing ------------------------------------------------------------------------------------------------------
-
-    async def update_job(self, id: str, *, store: str | None = None, **changes: Unpack[JobChanges]) -> Job:
-        """Change fields and policies of a job: name, args, kwargs, trigger, queue, priority, tags, metadata, retry, timeout ...
-
-        A run under way keeps what it was started with. An unchanged trigger keeps its progress.
-        """
-        shelf, record = await self._engine.find(id, store)
-        task = self._engine.registry.tasks.get(record.task)
-        return await self._change(
-            shelf, id, lambda r: self._engine.composer.edit(r, task, changes, shelf.now()), JobUpdated
-        )
-
-    async def reschedule_job(self, id: str, trigger: TriggerLike, *, store: str | None = None) -> Job:
-        """Give a job another trigger; its fire times are computed anew."""
-        shelf, _ = await self._engine.find(id, store)
-        return await self._change(
-            shelf, id, lambda r: self._engine.composer.reschedule(r, trigger, shelf.now()), JobUpdated
-        )
-
-    async def pause_job(self, id: str, *, store: str | None = None) -> Job:
-        """Let a job rest until ``resume_job``; a run under way ends as it would."""
-        shelf, _ = await self._engine.find(id, store)
-        return await self._change(
-            shelf, id, lambda r: self._engine.composer.pause(r, shelf.now()), JobPausedEvent
-        )
-
-    async def resume_job(self, id: str, *, store: str | None = None) -> Job:
-        """End a job's rest: a recurring one goes on at its next fire time from now, without a backlog. A failed one-shot and a
-        quarantined job are tried again."""
-        shelf, _ = await self._engine.find(id, store)
-        return await self._change(
-            shelf, id, lambda r: self._engine.composer.resume(r, shelf.now()), JobResumed
-        )
-
-    async def run_job(self, id: str, force: bool = False, *, store: str | None = None) -> Receipt:
-        """Run a job now, beside its schedule, which stays as it is; after the run under way if there is one.
-
-        A paused job raises JobPaused unless *force*.
-        """
-        shelf, _ = await self._engine.find(id, store)
-        job, _ = await shelf.change(id, lambda r: self._engine.composer.request(r, shelf.now(), force=force))
-        return Receipt(job_id=job.id, store=job.store, task=job.task)
-
-    async def remove_job(self, id: str, missing_ok: bool = False, *, store: str | None = None) -> bool:
-        """Remove a job; a run under way may end, and has no further ones. Returns whether it was there.
-
-        One that is not raises JobLookupError unless *missing_ok*.
-        """
-        try:
-            shelf, record = await self._engine.find(id, store)
-        except JobLookupError:
-            if missing_ok:
-                return False
-            raise
-        await shelf.remove([id])
-        self._engine.emit_job(JobRemoved, self._engine.composer.job(record, shelf.alias))
-        return True
-
-    async def remove_all_jobs(self, *, store: str | None = None) -> int:
-        """Remove every job of one store, or of all; return how many there were."""
-        return await self.remove_jobs(store=store)
-
-    async def remove_jobs(self, *, store: str | None = None, **filters: Any) -> int:
-        """Remove the jobs that match (filters as for ``get_jobs``); return how many."""
-        jobs = await self._desk.matching(store, filters)
-        for alias in {job.store for job in jobs}:
-            await self._engine.shelves[alias].remove([job.id for job in jobs if job.store == alias])
-        for job in jobs:
-            self._engine.emit_job(JobRemoved, job)
-        return len(jobs)
-
-    async def pause_jobs(self, *, store: str | None = None, **filters: Any) -> int:
-        """Pause the jobs that match (filters as for ``get_jobs``); return how many."""
-        return await self._desk.each(self.pause_job, store, filters)
-
-    async def resume_jobs(self, *, store: str | None = None, **filters: Any) -> int:
-        """Resume the jobs that match (filters as for ``get_jobs``); return how many."""
-        return await self._desk.each(self.resume_job, store, filters)
-
-    async def run_jobs(self, *, store: str | None = None, force: bool = False, **filters: Any) -> int:
-        """Run the jobs that match now (filters as for ``get_jobs``); return how many."""
-
-        async def run_one(id: str, *, store: str | None = None) -> Receipt:
-            return await self.run_job(id, force, store=store)
-
-        return await self._desk.each(run_one, store, filters)
-
-    async def _change(
-        self, shelf: Shelf, id: str, edit: Callable[[Record], Any], kind: type[JobEvent]
-    ) -> Job:
-        job, is_changed = (
-            await shelf.change_family(id, edit)
-            if kind in (JobPausedEvent, JobResumed)
-            else await shelf.change(id, edit)
-        )
-        if is_changed:
-            self._engine.emit_job(kind, job)
-        return job
+    def serve(self, queue: str, limit: int | None = None) -> None:
+        """Serve one more queue from now on, or one with another limit, before or after start; as ``queues=`` does."""
+        [(name, checked)] = _queues_from({queue: limit}).items()
+        self._engine.serve(name, checked)
 
     # -- pausing -------------------------------------------------------------------------------------------------------
 
@@ -591,6 +455,28 @@ class Scheduler:
         """End what ``pause`` began with the same arguments."""
         await self._engine.set_paused(False, store, queue, everywhere)
 
+    # -- locks ---------------------------------------------------------------------------------------------------------
+
+    def lock(self, name: str, ttl: Duration = 30, *, store: str = "default") -> Lock:
+        """A lock that one holder has at a time among all instances that share the store; see :class:`Lock`."""
+        return Lock(lambda: self._open_store(store), name, ttl, clock=self._engine.clock, logger=self.logger)
+
+    def leader(
+        self,
+        name: str,
+        ttl: Duration = 30,
+        *,
+        on_elected: Callable[[], object] | None = None,
+        on_lost: Callable[[], object] | None = None,
+        store: str = "default",
+    ) -> Leader:
+        """``async with scheduler.leader("billing") as leader:`` stands for election among all instances; see :class:`Leader`."""
+        return Leader(self.lock(f"leader/{name}", ttl, store=store), on_elected, on_lost)
+
+    def _open_store(self, alias: str) -> JobStore:
+        self._engine.check_running()
+        return self._engine.store(alias)
+
     # -- stores --------------------------------------------------------------------------------------------------------
 
     async def add_store(self, alias: str, store: str | JobStore) -> None:
@@ -600,6 +486,11 @@ class Scheduler:
     async def remove_store(self, alias: str, drain: Duration = 30) -> None:
         """Let go of a store after its runs have ended; its jobs stay in it."""
         await self._engine.remove_store(alias, to_seconds(drain, "drain"))
+
+    @property
+    def stores(self) -> Mapping[str, JobStore]:
+        """The stores by alias, read-only."""
+        return MappingProxyType(dict(self._engine.stores))
 
     # -- events --------------------------------------------------------------------------------------------------------
 
@@ -669,9 +560,26 @@ class FromThread:
     reschedule_job = _blocking(Scheduler.reschedule_job)
     pause_job = _blocking(Scheduler.pause_job)
     resume_job = _blocking(Scheduler.resume_job)
+    cancel_job = _blocking(Scheduler.cancel_job)
+    cancel_run = _blocking(Scheduler.cancel_run)
     remove_job = _blocking(Scheduler.remove_job)
     run_job = _blocking(Scheduler.run_job)
     wait_job = _blocking(Scheduler.wait_job)
+
+
+def _check_functions(middleware: object, lifespan: object) -> None:
+    if not (isinstance(middleware, Sequence) and all(map(callable, middleware))):
+        raise DefinitionError(f"middleware must be a list of functions, not {middleware!r}")
+    if lifespan is not None and not callable(lifespan):
+        raise DefinitionError(
+            f"lifespan must be a function that makes an async context manager, not {lifespan!r}"
+        )
+
+
+def _of_kind(kind: type[T], given: T | None, name: str) -> T | None:
+    if given is not None and not isinstance(given, kind):
+        raise DefinitionError(f"{name} must be a {kind.__name__}, not {given!r}")
+    return given
 
 
 def _queues_from(given: Mapping[str, int | None] | Sequence[str] | None) -> dict[str, int | None]:
@@ -679,6 +587,8 @@ def _queues_from(given: Mapping[str, int | None] | Sequence[str] | None) -> dict
         return {"default": None}
     if isinstance(given, str):
         raise DefinitionError(f"queues must be a mapping or a sequence of names, not the string {given!r}")
+    if not isinstance(given, Mapping | Collection):
+        raise DefinitionError(f"queues must be a mapping or a sequence of names, not {given!r}")
     queues = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given)
     for name, limit in queues.items():
         check_name(name, "a queue's name")

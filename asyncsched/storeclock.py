@@ -13,6 +13,8 @@ __all__ = ["StoreClock"]
 
 #: How often the clock is asked at a start; the shortest round trip tells it best.
 _SAMPLES = 3
+#: By so much may two clocks come apart in a second, as fast as NTP slews one of them.
+_DRIFT = 0.0005
 #: A clock that goes back by more was set back.
 _MOMENT_S = 0.5
 
@@ -27,6 +29,7 @@ class StoreClock:
         self.offset = clock.time() - clock.monotonic()
         self._clock = clock
         self._best_trip_s = math.inf
+        self._read_at = clock.monotonic()
         self._reached = -math.inf
 
     def now(self) -> float:
@@ -48,6 +51,10 @@ class StoreClock:
     def slack_s(self) -> float:
         """By how much ``now`` may be ahead of the store's clock."""
         return 0.0 if self.is_host else self._best_trip_s / 2
+
+    def instant(self, at: float) -> float:
+        """The monotonic instant at which this clock has surely reached *at*."""
+        return at - self.offset + self.slack_s
 
     def skew(self) -> ClockSkew:
         """The store's clock less this host's."""
@@ -74,8 +81,9 @@ class StoreClock:
             self.offset = self._clock.time() - answered_at
             return
         trip_s = answered_at - asked_at
-        # What was known grows old: clocks drift.
-        self._best_trip_s *= 1.1
+        # What was known grows old.
+        self._best_trip_s += _DRIFT * (answered_at - self._read_at)
+        self._read_at = answered_at
         if trip_s <= self._best_trip_s:
             self._best_trip_s = trip_s
             self.offset = store_now - (asked_at + answered_at) / 2

@@ -220,7 +220,10 @@ def _restored_datetime(form: list[Any]) -> datetime:
     local = value.astimezone(ZoneInfo(zone))
     # A time that a gap skips has no instant of its own: its wall time is what counts.
     wall = value.replace(tzinfo=None)
-    return local if local.replace(tzinfo=None, fold=0) == wall else wall.replace(tzinfo=ZoneInfo(zone))
+    if local.replace(tzinfo=None, fold=0) == wall:
+        return local
+    skipped = wall.replace(tzinfo=local.tzinfo)
+    return skipped if skipped.utcoffset() == value.utcoffset() else skipped.replace(fold=1)
 
 
 _WRITERS: dict[type, Callable[[Any, str, int], Any]] = {

@@ -1,14 +1,29 @@
 """What every test may ask for: the event loop, and the stores that this run covers."""
 
+import signal
 from argparse import ArgumentTypeError
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import pytest
 from hypothesis import settings
 
 from tests.servers.running import Servers
 
-STORES = ("memory", "sqlite", "redis", "postgres", "mariadb", "mysql")
+# Some tests use its parts before they load the whole.
+pytest.register_assert_rewrite("asyncsched.testing._contract")
+
+STORES = (
+    "memory",
+    "sqlite",
+    "redis",
+    "postgres",
+    "mariadb",
+    "mysql",
+    "mongodb",
+    "zookeeper",
+    "etcd",
+    "firestore",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,17 +42,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts what runs in its background deaf to Ctrl-C, and so would be all processes that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     settings.register_profile("long", max_examples=20 * settings.default.max_examples)
     if config.getoption("--long"):
         settings.load_profile("long")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--long"):
-        return
     for item in items:
-        if item.get_closest_marker("long"):
+        if config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+        if not config.getoption("--long") and item.get_closest_marker("long"):
             item.add_marker(pytest.mark.skip(reason="long; runs with --long"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test printed and logged, as text that can be sent to the process that gathers the reports: tests of half
+    surrogates print them."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
+
+
+def _group(item: pytest.Item) -> str:
+    """What runs in one process, one test after the other: the tests of a kind of store, or else those of a file."""
+    callspec: object = getattr(item, "callspec", None)
+    parameters: Mapping[str, object] = getattr(callspec, "params", {})
+    return str(parameters.get("store_kind", item.path.stem))
 
 
 def _store_names(text: str) -> tuple[str, ...]:

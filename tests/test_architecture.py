@@ -22,22 +22,40 @@ PACKAGE = "asyncsched"
 
 #: From the ground up. A room imports from lower floors, and within itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "clock"),
-    ("units", "ids", "values", "address", "guest"),
+    ("errors", "clock", "version"),
+    ("units", "ids", "values", "address", "guest", "rates", "outlast"),
     ("contract", "triggers"),
-    ("model",),
+    ("model", "coming"),
     ("definition",),
     ("rules",),
     ("late",),
-    ("plan", "codec", "events", "stores"),
-    ("registry",),
+    ("plan", "codec", "events", "stores", "flowform"),
+    ("registry", "flows", "changes", "health"),
+    ("calls", "endings", "watch", "summary", "specs"),
     ("execution", "pool"),
-    ("keeper", "ledger", "announce", "link", "slots", "lifespans", "processes", "jobs", "storeclock"),
-    ("commits",),
-    ("worker", "shelf", "locks", "history", "monitor"),
+    ("currentrun",),
+    (
+        "middleware",
+        "keeper",
+        "ledger",
+        "announce",
+        "link",
+        "slots",
+        "lifespans",
+        "processes",
+        "jobs",
+        "storeclock",
+        "settings",
+    ),
+    ("commits", "alarm", "news", "workflow", "flowwork", "instances", "buckets", "edits"),
+    ("limits",),
+    ("settler",),
+    ("worker", "shelf", "locks", "history", "moving"),
     ("engine",),
-    ("intake", "desk"),
-    ("scheduler", "runner"),
+    ("intake", "desk", "receipts", "explain", "backfill", "orphans"),
+    ("jobcalls", "flowcalls", "declared", "monitor"),
+    ("scheduler",),
+    ("runner",),
     ("",),  # The public names.
     ("cli", "dashboard", "integrations", "testing", "tasks", "__main__"),
 )
@@ -51,8 +69,8 @@ CLIENTS: Mapping[str, frozenset[str]] = {
     "mysql": frozenset({"aiomysql", "pymysql"}),
     "mongodb": frozenset({"pymongo", "motor", "bson"}),
     "zookeeper": frozenset({"aiozk"}),
-    "etcd": frozenset({"aetcd"}),
-    "firestore": frozenset({"google.cloud", "google.api_core"}),
+    "etcd": frozenset({"aetcd", "grpc"}),
+    "firestore": frozenset({"google.cloud", "google.api_core", "google.auth", "google.oauth2", "grpc"}),
 }
 
 #: (importer, imported): the reason. Imports between rooms that the floors refuse and that are wanted all the same.
@@ -69,7 +87,9 @@ STORE_SEES = frozenset({"contract", "errors", "clock", "address", "guest"})
 STORE_USES = frozenset({"anyio", "msgspec"})
 
 #: Pure rooms, and what would make them impure.
-PURE_ROOMS = frozenset({"model", "plan", "late", "rules", "triggers", "units", "definition"})
+PURE_ROOMS = frozenset(
+    {"rates", "model", "plan", "flowform", "late", "rules", "triggers", "units", "definition"}
+)
 IMPURE = frozenset({"asyncio", "anyio", "time", f"{PACKAGE}.clock"})
 
 #: The room that reads the time, and the ways in which others could.
@@ -78,7 +98,7 @@ TIME_READERS = frozenset({"time", "anyio.current_time"})
 DATETIME_READERS = frozenset({"now", "utcnow", "today"})
 
 #: What only the top floor may import.
-FACES = frozenset({"typer", "click", "rich", "fastapi", "starlette", "aiohttp"})
+FACES = frozenset({"typer", "click", "rich", "fastapi", "starlette", "litestar", "aiohttp"})
 
 MAX_FILE_LINES = 700
 MAX_FUNCTION_LINES = 80

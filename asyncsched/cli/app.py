@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -20,13 +21,11 @@ from asyncsched import (
     DefinitionError,
     Job,
     MissingExtra,
-    Scheduler,
     SchedulerStarted,
     Trigger,
     __version__,
     cron,
     parse_trigger,
-    store_from_url,
 )
 from asyncsched.clock import host_time
 from asyncsched.model import JobState
@@ -48,9 +47,14 @@ try:
 except ImportError as error:
     raise MissingExtra('the command line needs typer and rich: pip install "asyncsched[cli]"') from error
 
-from asyncsched.cli.preview import Coming, coming, place_at_fault
-from asyncsched.cli.reference import check_file, load_scheduler
+from asyncsched.cli.backfill import backfill
+from asyncsched.cli.deploy import apply, plan
+from asyncsched.cli.explain import explain
+from asyncsched.cli.migrate import migrate
+from asyncsched.cli.preview import place_at_fault
+from asyncsched.cli.reference import load_scheduler, reader
 from asyncsched.cli.stores import stores
+from asyncsched.coming import Coming, coming
 
 __all__ = ["app", "serve"]
 
@@ -64,6 +68,11 @@ app = typer.Typer(
 
 
 app.add_typer(stores, name="stores")
+app.command()(migrate)
+app.command()(explain)
+app.command()(backfill)
+app.command()(plan)
+app.command()(apply)
 
 
 class State(StrEnum):
@@ -71,6 +80,7 @@ class State(StrEnum):
 
     scheduled = "scheduled"
     running = "running"
+    limited = "limited"
     paused = "paused"
     failed = "failed"
     quarantined = "quarantined"
@@ -110,9 +120,15 @@ class Day(StrEnum):
 
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
+#: Well within what calendars and the tables of time zones have.
+_YEARS = (100, 3500)
+
 
 def serve(args: Sequence[str] | None) -> NoReturn:
     """Run the command that *args* name; what asyncsched refuses is printed as one line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What the encoding of a file or a terminal has no character for is shown as its number.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(args=None if args is None else list(args), prog_name="asyncsched")
     except AsyncSchedError as error:
@@ -196,13 +212,7 @@ def jobs(
 async def _read_jobs(
     url: str, queue: str | None, task: str | None, state: State | None, limit: int
 ) -> list[Job]:
-    check_file(url)
-    store = store_from_url(url)
-    if not store.capabilities.shared:
-        raise DefinitionError(
-            f"{url} lives and dies with the process that made it, so there is nothing to show; name a shared store"
-        )
-    async with Scheduler(store, queues=(), history=False) as client:
+    async with reader(url) as client:
         return await client.get_jobs(queue=queue, task=task, state=_state(state), limit=limit)
 
 
@@ -330,6 +340,10 @@ def _instant(text: str | None, zone: str) -> datetime:
         raise DefinitionError(
             f"--from: {text!r} is no ISO 8601 instant; write it like 2026-03-29T00:00 or 2026-03-29T00:00+01:00"
         ) from None
+    if not _YEARS[0] <= instant.year <= _YEARS[1]:
+        raise DefinitionError(
+            f"--from: {text!r} is too far away: its year is one from {_YEARS[0]} to {_YEARS[1]}"
+        )
     if instant.tzinfo is not None:
         return instant
     known = zone_of(zone)

@@ -6,14 +6,16 @@ import importlib
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_plus, urlencode, urlsplit
 
-from asyncsched import AsyncSchedError, DefinitionError, LookupFailed, Scheduler
+from asyncsched import AsyncSchedError, DefinitionError, JobStore, LookupFailed, Scheduler, store_from_url
+from asyncsched.address import check_url, without_password
 
-__all__ = ["check_file", "load_scheduler"]
+__all__ = ["check_file", "existing", "load_scheduler", "reader", "with_query"]
 
 
 def load_scheduler(reference: str) -> Scheduler:
@@ -48,10 +50,42 @@ def load_scheduler(reference: str) -> Scheduler:
 
 def check_file(url: str) -> None:
     """Refuse an SQLite file that is not there: to open it would create it, and who only looks should not."""
+    if not url.lower().startswith("sqlite://"):
+        return
+    check_url(url)
     parts = urlsplit(url)
     path = unquote(parts.path.removeprefix("/"))
-    if parts.scheme == "sqlite" and not parts.netloc and path and not os.path.exists(path):
+    if not parts.netloc and path and not os.path.exists(path):
         raise LookupFailed(f"no jobs are stored at {url}: there is no file {os.path.abspath(path)}")
+
+
+def reader(url: str) -> Scheduler:
+    """A scheduler that runs nothing, on the store at *url*; raises where there is nothing to look into."""
+    store = existing(url)
+    if not store.capabilities.shared:
+        raise DefinitionError(
+            f"{without_password(url)} lives and dies with the process that made it, so there is nothing to show; name a shared "
+            f"store"
+        )
+    return Scheduler(store, queues=(), heartbeat=None)
+
+
+def existing(url: str) -> JobStore:
+    """The store at *url*, unopened; where there is none, to open it makes none."""
+    check_file(url)
+    store = store_from_url(url)
+    with suppress(ValueError, TypeError, LookupError):  # It may have no such keyword.
+        store = store_from_url(with_query(url, create_schema="false"))
+    return store
+
+
+def with_query(url: str, **more: str) -> str:
+    """*url* with those keywords behind its own, or in the place of its own."""
+    # Not by urlunsplit, which takes the empty host out of sqlite:///jobs.db.
+    address, hash_, fragment = url.partition("#")
+    address, _, query = address.partition("?")
+    left = [part for part in query.split("&") if part and unquote_plus(part.partition("=")[0]) not in more]
+    return f"{address}?{'&'.join([*left, urlencode(more)])}{hash_}{fragment}"
 
 
 def _import(name: str, folder: str) -> ModuleType:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncsched import Job
-from asyncsched.cli.preview import Coming
+from asyncsched.coming import Coming
 
 __all__ = [
     "distance",
@@ -28,7 +28,13 @@ __all__ = [
     "print_table",
 ]
 
-_STATE_STYLES = {"running": "cyan", "paused": "yellow", "failed": "red", "quarantined": "bold red"}
+_STATE_STYLES = {
+    "running": "cyan",
+    "limited": "yellow",
+    "paused": "yellow",
+    "failed": "red",
+    "quarantined": "bold red",
+}
 #: No column is made narrower than this, unless it needs less.
 _NARROW = 10
 #: Of an expression so many characters are shown on either side of what is wrong in it.

@@ -8,20 +8,23 @@ import tempfile
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 import typer
 from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
-from asyncsched import DefinitionError, MissingExtra, StoreError, store_from_url
+from asyncsched import DefinitionError, MissingExtra, StoreError, UnknownStoreError, store_from_url
 from asyncsched.address import without_password
+from asyncsched.cli.reference import with_query
 from asyncsched.cli.show import one_line, print_error, print_json, print_note, print_table
 from asyncsched.contract import Capabilities, JobStore
-from asyncsched.stores import SCHEMES, store_class
+from asyncsched.stores import ENTRY_POINTS, SCHEMES, store_class
 
 __all__ = ["stores"]
 
@@ -66,11 +69,21 @@ def _stores() -> Iterator[tuple[str, list[str], Capabilities | None, str]]:
             yield place[1], schemes, store_class(schemes[0]).capabilities, ""
         except MissingExtra as error:
             yield place[1], schemes, None, str(error)
+    for point in entry_points(group=ENTRY_POINTS):
+        scheme = f"{point.name}://"
+        if point.name in SCHEMES:
+            continue
+        try:
+            can = getattr(store_class(scheme), "capabilities", None)
+            missing = "" if can else f"{point.value} does not tell what it can do"
+        except (MissingExtra, UnknownStoreError) as error:
+            can, missing = None, str(error)
+        yield point.value.rpartition(":")[2], [scheme], can, missing
 
 
 def _cells(can: Capabilities | None) -> list[Text]:
     if can is None:
-        return [Text("not installed", style="dim")] + [Text("")] * (len(_FIELDS) - 1)
+        return [Text("not known", style="dim")] + [Text("")] * (len(_FIELDS) - 1)
     shown = {True: "yes", False: "no"}
     return [Text(shown.get(getattr(can, field), str(getattr(can, field)))) for field in _FIELDS]
 
@@ -116,29 +129,39 @@ async def _check(url: str, verbose: bool) -> list[str]:
     skipped = 0
     cases = sorted(set(StoreContract.cases()) - StoreContract.heavy_cases)
     with _places(url) as place:
+        left: set[str] = set()
 
         class Checked(StoreContract):
             def make_store(self, namespace: str) -> JobStore:
+                left.add(namespace)
                 return store_from_url(place(namespace))
 
             async def drop_namespace(self, namespace: str) -> None:
                 await _erase(store_from_url(place(namespace)))
+                left.discard(namespace)
 
         checked: Any = Checked()
-        for case in track(cases, "checking", console=Console(stderr=True), transient=True):
-            said = "kept"
-            try:
-                await checked.run_case(case)
-            except pytest.skip.Exception as skip:
-                skipped += 1
-                said = f"does not apply: {skip.msg}"
-            except (AssertionError, StoreError, KeyError, ValueError) as error:
-                failed.append(case)
-                said = f"BROKEN: {type(error).__name__}: {error}"
+        try:
+            for case in track(cases, "checking", console=Console(stderr=True), transient=True):
+                said = "kept"
+                try:
+                    await checked.run_case(case)
+                except pytest.skip.Exception as skip:
+                    skipped += 1
+                    said = f"does not apply: {skip.msg}"
+                except (Exception, pytest.fail.Exception) as error:
+                    # A store that is being written may raise anything.
+                    failed.append(case)
+                    said = f"BROKEN: {type(error).__name__}: {error}"
+                    if verbose:
+                        traceback.print_exc()
                 if verbose:
-                    traceback.print_exc()
-            if verbose:
-                print(f"{case.removeprefix('test_').replace('_', ' ')}: {one_line(said)[:300]}")
+                    print(f"{case.removeprefix('test_').replace('_', ' ')}: {one_line(said)[:300]}")
+        finally:
+            # Of a case that was interrupted, or whose store could not be cleared at once.
+            for namespace in left:
+                with suppress(StoreError):
+                    await _erase(store_from_url(place(namespace)))
     print(
         f"{len(cases) - skipped - len(failed)} rules are kept, {skipped} do not apply to this store, {len(failed)} are broken"
     )
@@ -149,7 +172,9 @@ async def _greet(url: str) -> None:
     """Open the store itself once: what is wrong with its address, its login or its schema is said first."""
     store = store_from_url(url)
     if not store.capabilities.durable:
-        raise DefinitionError(f"{url} lives and dies with its process: there is no server to check")
+        raise DefinitionError(
+            f"{without_password(url)} lives and dies with its process: there is no server to check"
+        )
     try:
         await store.open()
         print(f"{type(store).__name__} at {without_password(url)}: reached, and its schema is in order")
@@ -169,7 +194,7 @@ class _places:
     def __enter__(self) -> Callable[[str], str]:
         parts = urlsplit(self._url)
         if parts.scheme != "sqlite":
-            return lambda namespace: _with_query(self._url, namespace=f"{namespace}-{self._mark}")
+            return lambda namespace: with_query(self._url, namespace=f"{namespace}-{self._mark}")
         beside = Path(unquote(parts.path.removeprefix("/"))).absolute().parent
         self._folder = tempfile.TemporaryDirectory(prefix=".asyncsched-check-", dir=beside)
         folder = self._folder.name
@@ -191,9 +216,3 @@ async def _erase(store: JobStore) -> None:
         await erase()
     finally:
         await store.close()
-
-
-def _with_query(url: str, **more: str) -> str:
-    parts = urlsplit(url)
-    query = "&".join(filter(None, [parts.query, urlencode(more)]))
-    return urlunsplit(parts._replace(query=query))

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from heapq import heapify, heappop, heappush
+from itertools import chain, islice
 from typing import Literal
 
 from msgspec.structs import replace
@@ -35,6 +38,10 @@ __all__ = ["MemoryStore"]
 
 _Lane = tuple[str, int]
 _Heap = list[tuple[float, str]]
+_PageKey = tuple[bool, float, str]
+
+#: A named lease that ended so long ago is forgotten: nobody renews it any more.
+_FORGOTTEN_S = 3600.0
 
 
 class MemoryStore:
@@ -54,7 +61,10 @@ class MemoryStore:
         self._entries = 0
         self._fence = 0
         self._claims: dict[str, list[Record]] = {}
+        self._parked = _Parked(self._records)
         self._leases: dict[str, Lease] = {}
+        #: The leases that were taken, by key and fence, in the order in which they are to be looked at again.
+        self._taken: deque[tuple[str, int]] = deque()
         self._log = _Log()
         self._listeners: list[Callable[[float | None], None]] = []
         self._now: Callable[[], float] = host_time
@@ -73,7 +83,7 @@ class MemoryStore:
             self._now = now
 
     async def close(self) -> None:
-        self._listeners.clear()
+        """Nothing: it may serve another scheduler of this process, which goes on listening."""
 
     def clone(self) -> None:
         """Memory cannot be reached from another loop; it needs no renewal either, see the scheduler's leases."""
@@ -119,15 +129,18 @@ class MemoryStore:
                 "hold": update.hold,
                 "wake_at": self._now() if update.revoke else update.wake_at,
                 "holder": None,
-                "prior": None,
             }
         record = replace(record, **changed)
         self._records[record.id] = record
+        if record.hold is not None:
+            self._parked.add(record)
         if record.wake_at is not None and record.wake_at < math.inf:
             self._push(record.queue, record.priority, record.wake_at, record.id)
             self._shrink()
             if record.holder is None:
                 self._hint(record.wake_at)
+        if record.holder is not None:
+            self._hint(None)
         return record
 
     async def remove(self, ids: Sequence[str]) -> set[str]:
@@ -215,17 +228,24 @@ class MemoryStore:
 
     # -- named leases --------------------------------------------------------------------------------------------------
 
-    async def acquire(self, keys: Sequence[str], holder: str, lease_s: float) -> dict[str, Lease]:
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
         now = self._now()
-        taken: dict[str, Lease] = {}
+        own: dict[str, int] = {}
+        free: dict[str, int] = {}
         for key in keys:
             lease = self._leases.get(key)
-            if lease is not None and lease.until > now:
-                if lease.holder != holder:
-                    continue
-                fence = lease.fence
-            else:
+            if lease is None or lease.until <= now:
+                free[key] = 0
+            elif lease.holder == holder:
+                own[key] = lease.fence
+        taken: dict[str, Lease] = {}
+        for key, fence in islice(chain(own.items(), free.items()), limit):
+            if not fence:
                 fence = self._fence = self._fence + 1
+                self._forget_leases(now - _FORGOTTEN_S)
+                self._taken.append((key, fence))
             taken[key] = self._leases[key] = Lease(key, holder, fence, now + lease_s)
         return taken
 
@@ -275,7 +295,11 @@ class MemoryStore:
                     taken.add(id)
                 continue
             known[id] = record
+            if record.fence > self._fence:
+                self._fence = record.fence
             wake_at = record.wake_at
+            if record.hold is not None:
+                self._parked.add(record)
             if wake_at is not None:
                 self._push(record.queue, record.priority, wake_at, id)
                 if wake_at < earliest:
@@ -364,6 +388,7 @@ class MemoryStore:
 
     def _shrink(self) -> None:
         """Rebuild the heaps once more than half of their entries is stale."""
+        self._parked.shrink()
         if self._entries <= 2 * len(self._records) + 1024:
             return
         for heap in self._lanes.values():
@@ -400,29 +425,84 @@ class MemoryStore:
 
     def _release(self, r: Record, s: Settlement, wake_at: float | None, hold: str | None) -> None:
         back = s.hand_back
-        self._records[r.id] = Record(
+        released = self._records[r.id] = Record(
             r.id, r.birth, r.queue, r.priority, r.task, wake_at,
             r.hold if back else hold, r.body, r.cursor if back else s.cursor, r.version, r.fence, None,
             r.settled if back else r.fence, max(r.tries - 1, 0) if back else 0, r.prior if back else None,
         )  # fmt: skip
+        if released.hold is not None:
+            self._parked.add(released)
         if wake_at is not None:
             self._push(r.queue, r.priority, wake_at, r.id)
 
     def _unpark(self, hold: str, limit: int) -> float | None:
-        parked = [r for r in self._records.values() if r.hold == hold and r.holder is None]
+        parked = self._parked.take(hold, limit)
         now = self._now()
-        for r in sorted(parked, key=_page_key)[:limit]:
+        for r in parked:
             self._records[r.id] = replace(r, hold=None, wake_at=now)
             self._push(r.queue, r.priority, now, r.id)
         return now if parked else None
+
+    def _forget_leases(self, before: float) -> None:
+        """Look at two of the leases that were taken, which with each new one keeps their number bounded by what is held."""
+        for _ in range(min(2, len(self._taken))):
+            key, fence = self._taken.popleft()
+            lease = self._leases.get(key)
+            if lease is None or lease.fence != fence:
+                continue
+            if lease.until < before:
+                del self._leases[key]
+            else:
+                self._taken.append((key, fence))
 
     def _holds(self, lease: Lease) -> bool:
         there = self._leases.get(lease.key)
         return there is not None and there.holder == lease.holder and there.fence == lease.fence
 
-    def _hint(self, wake_at: float) -> None:
+    def _hint(self, wake_at: float | None) -> None:
         for listener in tuple(self._listeners):  # One of them may end itself.
             listener(wake_at)
+
+
+class _Parked:
+    """What is held back, by its hold: heaps like those of the lanes. What is stale is dropped when it surfaces, or in one go."""
+
+    def __init__(self, records: Mapping[str, Record]) -> None:
+        self._records = records
+        self._heaps: dict[str, list[_PageKey]] = {}
+        self._entries = 0
+
+    def add(self, record: Record) -> None:
+        """*record* has a hold now, or another wake time."""
+        assert record.hold is not None
+        heappush(self._heaps.setdefault(record.hold, []), _page_key(record))
+        self._entries += 1
+        self.shrink()
+
+    def take(self, hold: str, limit: int) -> list[Record]:
+        """The first *limit* that have that hold, in the order of pages, and are in nobody's hands; they are to lose it."""
+        heap = self._heaps.get(hold, [])
+        found: dict[str, Record] = {}
+        while heap and len(found) < limit:
+            key = heappop(heap)
+            self._entries -= 1
+            r = self._records.get(key[2])
+            if r is not None and r.hold == hold and r.holder is None and _page_key(r) == key:
+                found[r.id] = r
+        if not heap:
+            self._heaps.pop(hold, None)
+        return list(found.values())
+
+    def shrink(self) -> None:
+        if self._entries <= 2 * len(self._records) + 1024:
+            return
+        self._heaps.clear()
+        for r in self._records.values():
+            if r.hold is not None:
+                self._heaps.setdefault(r.hold, []).append(_page_key(r))
+        for heap in self._heaps.values():
+            heapify(heap)
+        self._entries = sum(map(len, self._heaps.values()))
 
 
 class _Log:
@@ -438,7 +518,8 @@ class _Log:
             key = (entry.job_id, entry.fence, entry.kind, entry.fire_at)
             if key in self._by_key:
                 continue
-            self._by_key[key] = entry
+            # A copy: this very one may have been pruned, and still lie in the list by time.
+            self._by_key[key] = entry = copy(entry)
             _insert_sorted(self._by_time, entry)
             of_job = self._by_job.get(entry.job_id)
             if of_job is None:
@@ -509,11 +590,11 @@ def _log_key(entry: Entry) -> tuple[float, str, int, str, float]:
     return (entry.at, entry.job_id, entry.fence, entry.kind, entry.fire_at)
 
 
-def _page_key(record: Record) -> tuple[bool, float, str]:
+def _page_key(record: Record) -> _PageKey:
     return (record.wake_at is None, record.wake_at or 0.0, record.id)
 
 
-def _first(pair: tuple[tuple[bool, float, str], Record]) -> tuple[bool, float, str]:
+def _first(pair: tuple[_PageKey, Record]) -> _PageKey:
     return pair[0]
 
 

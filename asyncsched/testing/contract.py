@@ -25,6 +25,7 @@ from asyncsched.testing._contract.hints import HintCases  # noqa: E402
 from asyncsched.testing._contract.leases import LeaseCases  # noqa: E402
 from asyncsched.testing._contract.lifecycle import LifecycleCases  # noqa: E402
 from asyncsched.testing._contract.log import LogCases, PruneCases  # noqa: E402
+from asyncsched.testing._contract.moved import MovedCases  # noqa: E402
 from asyncsched.testing._contract.records import AddCases, PageCases, RemoveCases, UpdateCases  # noqa: E402
 from asyncsched.testing._contract.renewals import RenewalCases  # noqa: E402
 from asyncsched.testing._contract.replies import LostReplies, LostReplyCases  # noqa: E402
@@ -47,6 +48,7 @@ class StoreContract(
     PageCases,
     UpdateCases,
     RemoveCases,
+    MovedCases,
     ClaimCases,
     OrderCases,
     NextWakeCases,
@@ -110,6 +112,7 @@ class StoreContract(
 
     def make_store(self, namespace: str) -> JobStore | Awaitable[JobStore]:
         """A new, unopened client of *namespace*."""
+        # No stub: whoever tests a store derives from this class, and is told so who forgot it.
         raise NotImplementedError(f"{type(self).__name__} must define make_store(namespace)")
 
     async def drop_namespace(self, namespace: str) -> None:

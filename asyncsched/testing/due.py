@@ -9,8 +9,8 @@ from asyncsched import Event, RunFinished, RunStarted, Scheduler
 __all__ = ["run_due"]
 
 
-#: Between looks, and for the answer to a claim that is on its way.
-_LOOK_S, _TRIP_S = 0.05, 0.02
+#: Between looks.
+_LOOK_S = 0.05
 
 
 async def run_due(scheduler: Scheduler, timeout: float = 10.0) -> list[RunFinished]:
@@ -38,13 +38,11 @@ async def run_due(scheduler: Scheduler, timeout: float = 10.0) -> list[RunFinish
         await scheduler.resume()
     try:
         async with asyncio.timeout(timeout):
-            looks = 0
-            # One look could fall between the claim of a job at its server and the answer to that claim: two of them cannot.
-            while looks < 2:
+            changed.clear()
+            # What the store tells first: a job that it shows as held by then is under way, or in a claim that is on its way.
+            while await _is_due(scheduler) or under_way or _begun(scheduler) or _is_claiming(scheduler):
+                await _either(changed, _LOOK_S)
                 changed.clear()
-                looks = 0 if under_way or await _is_busy(scheduler) else looks + 1
-                if looks < 2:
-                    await _either(changed, _LOOK_S if looks == 0 else _TRIP_S)
     finally:
         if was_paused:
             await scheduler.pause()
@@ -58,11 +56,15 @@ def _begun(scheduler: Scheduler) -> set[str]:
     return {run.job_id for run in scheduler.running() if run.due_at <= now}
 
 
-async def _is_busy(scheduler: Scheduler) -> bool:
-    if _begun(scheduler):
-        return True
+def _is_claiming(scheduler: Scheduler) -> bool:
+    return any(worker.is_claiming for worker in scheduler._engine.workers.values())
+
+
+async def _is_due(scheduler: Scheduler) -> bool:
     due = await scheduler.next_fire_time()
-    return due is not None and due.timestamp() <= scheduler.now().timestamp()
+    if due is not None and due.timestamp() <= scheduler.now().timestamp():
+        return True
+    return await scheduler.has_workflow_on_the_move()
 
 
 async def _either(changed: asyncio.Event, seconds: float) -> None:

@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-from asyncsched.testing._mutants import claims, records, rest, settlements
+from asyncsched.testing._mutants import claims, moved, records, rest, settlements
 from asyncsched.testing._mutants.table import CAUGHT_BY, MUTANTS
 
 __all__ = ["CAUGHT_BY", "MUTANTS"]
 
 #: What holds the mutants; importing it has filled the table.
-TOPICS = (records, claims, settlements, rest)
+TOPICS = (records, claims, settlements, rest, moved)

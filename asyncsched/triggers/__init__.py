@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncsched.triggers.base import Omitted, Passed, Trigger
 from asyncsched.triggers.calendar import Calendar, calendar
-from asyncsched.triggers.combine import AllOf, AnyOf, AnyTrigger, Excluding, all_of, any_of, excluding
+from asyncsched.triggers.combine import AllOf, AnyOf, AnyTrigger, Excluding, Within, all_of, any_of, excluding
 from asyncsched.triggers.cron import Cron, cron
 from asyncsched.triggers.interval import Every, every
 from asyncsched.triggers.once import Manual, Once, manual, once
@@ -23,6 +23,7 @@ __all__ = [
     "Once",
     "Passed",
     "Trigger",
+    "Within",
     "all_of",
     "any_of",
     "calendar",

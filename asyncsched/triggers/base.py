@@ -95,6 +95,11 @@ class Trigger(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return False
 
     @property
+    def is_backfill(self) -> bool:
+        """Whether each of its fire times runs, however late that is, and whatever comes meanwhile."""
+        return False
+
+    @property
     def zone(self) -> str:
         """The name of the time zone that it speaks in."""
         return "UTC"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from datetime import date, datetime
 from typing import TypeAlias, cast
@@ -16,8 +17,9 @@ from asyncsched.triggers.interval import Every
 from asyncsched.triggers.once import Manual, Once
 from asyncsched.triggers.words import joined
 from asyncsched.triggers.zones import EPOCH_ORDINAL, local_ordinal, zone_table
+from asyncsched.units import to_datetime
 
-__all__ = ["AllOf", "AnyOf", "AnyTrigger", "Excluding", "all_of", "any_of", "excluding"]
+__all__ = ["AllOf", "AnyOf", "AnyTrigger", "Excluding", "Within", "all_of", "any_of", "excluding"]
 
 _DAY_S = 86400
 #: Steps of a search, after which it is given up: a fraction of a second.
@@ -223,8 +225,70 @@ class Excluding(Trigger, frozen=True, array_like=True, gc=False, tag="excluding"
         return f"excluding({'; '.join([str(self.base), *map(str, self.triggers), *dates])})"
 
 
+class Within(Trigger, frozen=True, array_like=True, gc=False, tag="within"):
+    """The fire times of a job's trigger in [begin, end), but for some: what a backfill of that job runs, one after another."""
+
+    base: AnyTrigger
+    begin: float
+    end: float
+    #: How many there are.
+    count: int
+    #: The first and the last fire time of each span that is left out, ascending.
+    without: tuple[tuple[float, float], ...] = ()
+    #: From the start of one run to the start of the next, in seconds.
+    gap: float = 0.0
+    #: The id of the job, and its birth; that is empty where these runs are others than the job's own would be.
+    of: str = ""
+    birth: str = ""
+    #: Of the whole backfill, which may be in several parts: its begin and end, how many fire times, and how many parts.
+    whole: tuple[float, float, int, int] = (0.0, 0.0, 0, 1)
+
+    def next(self, after: float) -> float | None:
+        fire = self.base.next(max(after, self.begin - TICK_S))
+        while fire is not None and (span := self._left_out(fire)) is not None:
+            fire = self.base.next(span[1])
+        return fire if fire is not None and fire < self.end else None
+
+    def first(self, now: float) -> float | None:
+        return self.next(self.begin - TICK_S)
+
+    def previous(self, until: float) -> float | None:
+        fire = self.base.previous(min(until, self.end - TICK_S))
+        while fire is not None and (span := self._left_out(fire)) is not None:
+            fire = self.base.previous(span[0] - TICK_S)
+        return fire if fire is not None and fire >= self.begin else None
+
+    def _left_out(self, fire: float) -> tuple[float, float] | None:
+        """The span in which it lies, if it is to be left out."""
+        at = bisect_right(self.without, fire, key=_begin_of) - 1
+        return self.without[at] if at >= 0 and fire <= self.without[at][1] else None
+
+    def omitted(self, after: float, until: float) -> tuple[Omitted, ...]:
+        return self.base.omitted(max(after, self.begin - TICK_S), min(until, self.end - TICK_S))
+
+    @property
+    def is_backfill(self) -> bool:
+        return True
+
+    @property
+    def zone(self) -> str:
+        return self.base.zone
+
+    def describe(self) -> str:
+        begin, end = (f"{to_datetime(at):%Y-%m-%d %H:%M:%S}" for at in (self.begin, self.end))
+        return f"backfill of: {self.base.describe()}; from {begin} to before {end} UTC"
+
+    def __str__(self) -> str:
+        begin, end = (to_datetime(at).isoformat() for at in (self.begin, self.end))
+        return f"backfill({self.base}; {begin}; {end})"
+
+
+def _begin_of(span: tuple[float, float]) -> float:
+    return span[0]
+
+
 #: Every trigger that can be stored.
-AnyTrigger: TypeAlias = Once | Every | Cron | Calendar | Manual | AnyOf | AllOf | Excluding
+AnyTrigger: TypeAlias = Once | Every | Cron | Calendar | Manual | AnyOf | AllOf | Excluding | Within
 
 
 def any_of(*triggers: Trigger) -> AnyOf:
@@ -268,7 +332,7 @@ def excluding(base: Trigger, *excluded: Trigger | date) -> Excluding:
 def _members(triggers: Iterable[Trigger], name: str, at_least: int) -> tuple[AnyTrigger, ...]:
     members = tuple(triggers)
     for trigger in members:
-        if not isinstance(trigger, Trigger):
+        if not isinstance(trigger, AnyTrigger):
             raise TriggerError(f"{name} is made of triggers, such as cron('@daily'); not of {trigger!r}")
         if trigger.after_finish:
             raise TriggerError(f'{name}: every(after="finish") depends on runs, and cannot be combined')

@@ -25,7 +25,7 @@ class Every(Trigger, frozen=True, array_like=True, gc=False, tag="every"):
     anchor: float | None = None
     start: float | None = None
     end: float | None = None
-    #: When the job was added; it takes the place of an anchor that was not given.
+    #: When the job was added; it takes the place of an anchor where neither that nor a start was given.
     bound: float | None = None
     #: What the next interval is counted from: the fire time, or the end of the run.
     after: From = "start"
@@ -74,11 +74,8 @@ class Every(Trigger, frozen=True, array_like=True, gc=False, tag="every"):
 
     @property
     def _anchor(self) -> float:
-        if self.anchor is not None:
-            return self.anchor
-        if self.bound is not None:
-            return self.bound
-        return self.start or 0.0
+        """What the grid goes through: what was given, else its start, else when the job was added."""
+        return next((at for at in (self.anchor, self.start, self.bound) if at is not None), 0.0)
 
     def describe(self) -> str:
         text = plural(self.step_us)
@@ -119,8 +116,9 @@ def every(
 ) -> Every:
     """Fire every *interval* ("90s", "1h30m", seconds, a timedelta) or weeks, days, hours, minutes and seconds together.
 
-    The first fire time is one interval after the job was added, or the first at or after *start* that lies a whole number
-    of intervals from *anchor*. *end* is the last instant at which it may fire. Elapsed time: time zones do not matter.
+    The first fire time is one interval after the job was added; with *start* that instant, or where it has passed the next one
+    a whole number of intervals from it. An *anchor* is a place on the grid that sets no beginning. *end* is the last instant
+    at which it may fire. Elapsed time: time zones do not matter.
 
     With ``after="finish"`` an interval begins when a run has ended, not at its fire time; previews are an estimate then.
     """

@@ -84,6 +84,17 @@ class SpreadRules:
         await trial.store.remove(["removed"])
         assert (await trial.claim(token="mine")).records == [first["kept"]]
 
+    async def test_a_repeated_claim_of_several_queues_takes_no_more_than_its_limit(
+        self, trial: Trial
+    ) -> None:
+        await trial.add(job("a", queue="p"), job("b", queue="q"))
+        assert len((await trial.claim(2, token="mine", queues=["p", "q"])).records) == 2
+        await trial.add(job("c", queue="p"))
+        again = (await trial.claim(2, token="mine", queues=["p", "q"])).records
+        assert [r.id for r in again] == ["a", "c"]
+        [left] = (await trial.claim(queues=["p", "q"])).records
+        assert (left.id, left.tries, left.prior) == ("b", 1, None)
+
     async def test_an_update_moves_an_unheld_record(self, trial: Trial) -> None:
         """To another priority and time; to another queue it cannot, since that may live on another server."""
         await trial.add(job("a"))

@@ -9,7 +9,7 @@ are written to one folder under their file names, and then, in the order of the 
 - ``pytest``: ``pytest FILE`` passes;
 - ``postgres``: ``python FILE`` ends by itself, with ``DATABASE_URL`` set to a PostgreSQL of the tests;
 - ``module``: another example imports it;
-- ``fastapi``, ``aiohttp``, ``lifespan``: a server is started on it, asked, and stopped;
+- ``fastapi``, ``starlette``, ``litestar``, ``aiohttp``, ``lifespan``: a server is started on it, asked, and stopped;
 - ``inside``: run with the page's other blocks of this kind, where ``scheduler`` is a started scheduler.
 """
 
@@ -46,9 +46,8 @@ BLOCK = re.compile(
     r"(?:<!-- example: (?P<file>[\w.]+)(?:, (?P<how>\w+))? -->\n)?```python\n(?P<source>.*?)^```$",
     re.S | re.M,
 )
-HOWS = frozenset(
-    {"", "interrupt", "run", "pytest", "module", "fastapi", "aiohttp", "lifespan", "inside", "postgres"}
-)
+WEB = frozenset({"fastapi", "starlette", "litestar", "aiohttp", "lifespan"})
+HOWS = frozenset({"", "interrupt", "run", "pytest", "module", "inside", "postgres"}) | WEB
 
 
 @dataclass(frozen=True)
@@ -161,6 +160,18 @@ def serve_fastapi(example: Example, folder: Path) -> None:
         assert ask(port, "/reports/ada")["report"] == "the report for ada"
 
 
+def serve_asgi(example: Example, folder: Path) -> None:
+    module = example.file.removesuffix(".py")
+    port = free_port()
+    with service([sys.executable, "-m", "uvicorn", f"{module}:app", "--port", str(port)], folder):
+        use_images(port)
+
+
+def use_images(port: int) -> None:
+    assert "job" in ask(port, "/resize/cat.png", "POST")
+    assert eventually(lambda: [job["id"] for job in ask(port, "/jobs")] == ["clean-up"])
+
+
 def serve_aiohttp(example: Example, folder: Path) -> None:
     module = example.file.removesuffix(".py")
     port = free_port()
@@ -168,16 +179,15 @@ def serve_aiohttp(example: Example, folder: Path) -> None:
         f"from aiohttp import web; from {module} import app; web.run_app(app, host='127.0.0.1', port={port})"
     )
     with service([sys.executable, "-c", start], folder):
-        assert "job" in ask(port, "/resize/cat.png", "POST")
-        assert eventually(lambda: [job["id"] for job in ask(port, "/jobs")] == ["clean-up"])
+        use_images(port)
 
 
 def pass_through_the_lifespan(example: Example, folder: Path) -> None:
     module = example.file.removesuffix(".py")
     script = (
-        f"import asyncio; from {module} import app, lifespan, scheduler\n"
+        f"import asyncio; from {module} import app, scheduler\n"
         "async def main():\n"
-        "    async with lifespan(app): assert scheduler.is_running\n"
+        "    async with app.router.lifespan_context(app): assert scheduler.is_running\n"
         "    assert not scheduler.is_running\n"
         "asyncio.run(main())"
     )
@@ -191,6 +201,8 @@ WAYS: dict[str, Callable[[Example, Path], None]] = {
     "postgres": run_script,
     "module": lambda example, folder: None,
     "fastapi": serve_fastapi,
+    "starlette": serve_asgi,
+    "litestar": serve_asgi,
     "aiohttp": serve_aiohttp,
     "lifespan": pass_through_the_lifespan,
 }

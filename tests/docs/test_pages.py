@@ -13,13 +13,18 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import asyncsched
+from asyncsched import errors
 from asyncsched.cli.app import app
 from asyncsched.contract import Capabilities
+from asyncsched.stores.etcd import EtcdStore
+from asyncsched.stores.firestore import FirestoreStore
 from asyncsched.stores.memory import MemoryStore
+from asyncsched.stores.mongodb import MongoStore
 from asyncsched.stores.mysql import MySQLStore
 from asyncsched.stores.postgres import PostgresStore
 from asyncsched.stores.redis import RedisStore
 from asyncsched.stores.sqlite import SQLiteStore
+from asyncsched.stores.zookeeper import ZooKeeperStore
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -38,6 +43,10 @@ def read(path: str) -> str:
         ("Redis", RedisStore),
         ("PostgreSQL", PostgresStore),
         ("MySQL, MariaDB", MySQLStore),
+        ("MongoDB", MongoStore),
+        ("ZooKeeper", ZooKeeperStore),
+        ("etcd", EtcdStore),
+        ("Firestore", FirestoreStore),
     ],
 )
 def test_the_table_of_stores_says_what_the_stores_can_do(name: str, store: type) -> None:
@@ -81,11 +90,24 @@ def is_built(room: str) -> bool:
 
 def test_every_public_name_is_in_the_reference() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in REFERENCE)
-    documented = set(re.findall(r"auto(?:class|function|exception):: ([\w.]+)", text))
+    documented = set(re.findall(r"auto(?:class|function|exception|data):: ([\w.]+)", text))
     names = {name.rpartition(".")[2] for name in documented}
     for module in re.findall(r"automodule:: ([\w.]+)", text):
         names |= set(importlib.import_module(module).__all__)
     assert set(asyncsched.__all__) - {"__version__"} <= names
+
+
+def test_the_tree_of_errors_has_each_error_below_its_own_base() -> None:
+    drawn = re.findall(r"^    ([│├└─ ]*)(\w+)(?: \((\w+)\))?", str(errors.__doc__), re.M)
+    path: list[str] = []
+    found = {}
+    for branch, name, also in drawn:
+        depth = len(branch) // 4
+        path[depth:] = [name]
+        found[name] = [path[depth - 1] if depth else "Exception", *filter(None, [also])]
+    assert found == {
+        name: [base.__name__ for base in getattr(errors, name).__bases__] for name in errors.__all__
+    }
 
 
 def test_every_option_of_the_command_line_is_in_the_reference() -> None:

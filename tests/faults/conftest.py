@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Iterator, Sequence
 
 import pytest
 
+from tests.servers.firestore import FrontedFirestoreServer
 from tests.servers.redis import RedisServer
 from tests.servers.running import SERVERS, url_given_for
 from tests.servers.server import CannotStart, Server
@@ -20,6 +23,9 @@ def own_server(request: pytest.FixtureRequest, stores: Sequence[str]) -> Iterato
         pytest.skip(f"{kind} was left out by --stores")
     # A Redis that is killed must have on its disk whatever it acknowledged, else a lost job would be its own doing.
     server = RedisServer(None, "--appendfsync", "always") if kind == "redis" else SERVERS[kind]()
+    if kind == "firestore":
+        # The emulator has no disk: what a test takes away is a front, and the data stay.
+        server = FrontedFirestoreServer()
     try:
         try:
             server.start()
@@ -30,6 +36,16 @@ def own_server(request: pytest.FixtureRequest, stores: Sequence[str]) -> Iterato
         yield server
     finally:
         server.remove()
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """What drivers leave to the garbage collector, such as a connection whose making was cancelled in the wrong moment, is
+    collected behind the test that it belongs to, and nothing is said of it."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from tests.support.proxy import proxied
 from tests.support.stores import namespaced
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("collected")]
 
 NOW = 1_800_000_000.0
 
@@ -118,7 +118,7 @@ async def claim(store: MySQLStore, token: str = "token") -> list[Record]:
 
 
 async def test_a_frozen_server_makes_each_call_unavailable_in_time(server: Server, url: str) -> None:
-    async with opened(url, timeout=0.5, pool_size=2) as store:
+    async with opened(url, timeout=2, pool_size=2) as store:
         await store.add([job("a")])
         [held] = await claim(store)
         server.freeze()
@@ -132,11 +132,19 @@ async def test_a_frozen_server_makes_each_call_unavailable_in_time(server: Serve
             store.get(["a"]),
         )
         answers = await asyncio.gather(*calls, return_exceptions=True)
-        with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.5 s"):
+        with pytest.raises(StoreUnavailable, match=r"did not answer within 2 s"):
             await store.page(Filter(), 1)
         assert {type(answer) for answer in answers} == {StoreUnavailable, float}
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < 15.0
         server.thaw()
+
+        async def answers_in_time() -> bool:
+            try:
+                return await store.now() > 0
+            except StoreUnavailable:
+                return False
+
+        await eventually(answers_in_time, what="an answer in time")
         # Whatever was cut in the midst of an answer is not used again.
         for _ in range(5):
             assert await store.add([job("c")]) == set()
@@ -150,11 +158,11 @@ async def test_a_frozen_server_cannot_hold_up_an_open(server: Server, url: str) 
     with pytest.raises(StoreUnavailable):
         await store.open()
     await store.close()
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 5.0
 
 
 async def test_a_store_can_be_closed_while_its_server_is_frozen(server: Server, url: str) -> None:
-    store = MySQLStore.from_url(f"{url}&timeout=4")
+    store = MySQLStore.from_url(f"{url}&timeout=8")
     await store.open()
     call = asyncio.ensure_future(store.add([job("a")]))
     server.freeze()
@@ -162,9 +170,54 @@ async def test_a_store_can_be_closed_while_its_server_is_frozen(server: Server, 
     await asyncio.sleep(0.05)
     began = time.monotonic()
     await store.close()
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 5.0
     answers = await asyncio.gather(call, pending, return_exceptions=True)
     assert isinstance(answers[1], StoreError)
+
+
+async def test_a_rollback_that_cannot_be_sent_hides_no_cancellation(server: Server, url: str) -> None:
+    login = {"host": "127.0.0.1", "port": server.port, "user": "root", "db": "test"}
+    async with opened(url, timeout=2) as store:
+        connection = await aiomysql.connect(charset="utf8mb4", autocommit=True, **login)
+        added = asyncio.Event()
+
+        async def add() -> None:
+            async with store.within(connection) as joined:
+                await joined.add([job("a")])
+                added.set()
+                await asyncio.sleep(60)
+
+        adding = asyncio.ensure_future(add())
+        await added.wait()
+        server.freeze()
+        adding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await adding
+        assert connection.closed
+        server.thaw()
+        assert await store.get(["a"]) == {}
+
+
+async def test_a_close_that_is_cancelled_leaves_no_connection(url: str) -> None:
+    store = MySQLStore.from_url(url)
+    await store.open()
+    pool: Any = store._line._pool  # type: ignore[attr-defined]  # open, so it has a line
+    call = asyncio.ensure_future(store._read("SELECT SLEEP(30)"))
+    await eventually(lambda: _has_asked(pool))
+    async with pool.acquire():
+        pass
+    closing = asyncio.ensure_future(store.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert (pool.size, pool._closing) == (0, True)
+    with pytest.raises(StoreUnavailable):
+        await call
+
+
+async def _has_asked(pool: Any) -> bool:
+    return bool(pool._used)
 
 
 async def test_a_server_that_comes_back_is_used_again(server: Server, url: str) -> None:

@@ -74,6 +74,20 @@ async def test_a_poison_settlement_is_found_in_its_batch_and_the_others_are_sett
     assert store.faults.calls["settle"] <= 30
 
 
+async def test_what_was_refused_only_once_is_written_and_quarantines_nothing(
+    scheduler: Scheduler, store: FaultyStore, ran: list[str]
+) -> None:
+    heard: list[JobQuarantined] = []
+    scheduler.on(JobQuarantined, heard.append)
+    async with running(scheduler):
+        store.faults.refused["settle"] = 1
+        await scheduler.add_job("work", id="job")
+        assert await scheduler.wait_job("job", timeout=60) is None
+        [run] = await scheduler.history.runs("job")
+    assert store.faults.refused["settle"] == 0
+    assert (run.outcome, run.result, ran, heard) == ("succeeded", "a result", ["job"], [])
+
+
 async def test_the_run_whose_end_was_refused_is_in_history_without_its_result(
     scheduler: Scheduler, store: FaultyStore, ran: list[str]
 ) -> None:
@@ -82,8 +96,8 @@ async def test_the_run_whose_end_was_refused_is_in_history_without_its_result(
         await scheduler.add_job("work", every(3600), id="job", run_immediately=True)
         await scheduler.add_job("work", every(3600), id="other", run_immediately=True)
         await eventually(lambda: len(ran) == 2)
-        await scheduler.wait_job("other", timeout=10)
-        job = await scheduler.wait_job("job", timeout=10)
+        await scheduler.wait_job("other", timeout=60)
+        job = await scheduler.wait_job("job", timeout=60)
         assert job is not None
         [run] = await scheduler.history.runs("job")
         [decision] = await scheduler.history.decisions("job")
@@ -100,7 +114,7 @@ async def test_a_job_whose_end_was_refused_runs_again_when_it_is_resumed(
     async with running(scheduler):
         await scheduler.add_job("work", every(0.3), id="job", run_immediately=True)
         await eventually(lambda: ran)
-        job = await scheduler.wait_job("job", timeout=10)
+        job = await scheduler.wait_job("job", timeout=60)
         assert job is not None
         assert job.state == "quarantined"
         store.faults.is_poison = lambda settlement: False
@@ -130,4 +144,4 @@ async def remain(scheduler: Scheduler, count: int) -> None:
     async def few() -> bool:
         return len(await scheduler.get_jobs()) <= count
 
-    await eventually(few, timeout=10)
+    await eventually(few)

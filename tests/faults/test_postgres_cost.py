@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import re
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
 
-from asyncsched.contract import Record, Settlement
+from asyncsched.contract import Claim, JobStore, Record, Settlement, Update
 from asyncsched.stores.postgres import PostgresStore, statements
 from tests.servers.running import Servers
 
@@ -159,6 +159,70 @@ async def test_plans_use_the_indexes_from_the_first_call_on_an_empty_store(bench
         assert "asyncsched_jobs_lane" in plan, plan
     assert any("asyncsched_jobs_pkey" in plan for plan in bench.plans)
     assert scans(bench.plans) == []
+
+
+async def test_what_was_planned_on_an_empty_store_costs_no_more_when_it_is_full(bench: Bench) -> None:
+    """A connection keeps its plans, and nobody tells it that the tables have grown before their next analysis."""
+    for turn in range(3):
+        await costs_of_calls(bench, f"early-{turn}")
+    await bench.fill(_JOBS, 1, 20_000)
+    leases = bench.jobs.replace("jobs", "leases")
+    await bench.connection.execute(
+        f"INSERT INTO {leases} (space, key, holder, fence, until) "
+        f"SELECT {bench.store._space}, i::text, 'other', i, 0 FROM generate_series(1, 20000) AS i"
+    )
+    for name, touched in (await costs_of_calls(bench, "late")).items():
+        assert touched < 600, (name, touched)
+
+
+async def costs_of_calls(bench: Bench, mark: str) -> dict[str, int]:
+    """The pages that each call about 20 jobs touches."""
+    costs: dict[str, int] = {}
+    ids = [f"{mark}-{n}" for n in range(20)]
+    added = [Record(id, "birth", mark, 5, "task", NOW - 1, None, b"body", b"") for id in ids]
+    held: list[Record] = []
+
+    async def claim(store: JobStore) -> None:
+        held[:] = (await store.claim([mark], f"token {mark}", 20, 30.0)).records
+        assert len(held) == 20
+
+    async def settle(store: JobStore, *, fence: int) -> None:
+        batch = [
+            Settlement(id=r.id, fence=r.fence + fence, holder=str(r.holder), version=r.version, wake_at=NOW)
+            for r in held
+        ]
+        assert set(await store.settle(batch)) == ({"lost"} if fence else {"done"})
+
+    async def update(store: JobStore) -> None:
+        changed = Update(id=ids[0], version=1, body=b"new", queue=mark, priority=5, wake_at=NOW, hold=None)
+        assert await store.update(changed) is not None
+
+    async def leases(store: JobStore) -> None:
+        assert len(await store.acquire(ids, "me", 30.0)) == 20
+
+    async def extend(store: JobStore) -> None:
+        found = list((await store.acquire(ids, "me", 30.0)).values())
+        assert len(await store.extend(found, 30.0)) == 20
+        await store.release(found)
+
+    calls: dict[str, Callable[[JobStore], Awaitable[object]]] = {
+        "add_1": lambda store: store.add(added),
+        "get_1": lambda store: store.get(ids),
+        "claim_1": claim,
+        "renew_1": lambda store: store.renew([Claim(r.id, r.fence, str(r.holder)) for r in held], 60.0),
+        "settle_each_1": lambda store: settle(store, fence=1),
+        "settle_1": lambda store: settle(store, fence=0),
+        "update_1": update,
+        "remove_1": lambda store: store.remove(ids),
+        "acquire_1": leases,
+        "extend_1": extend,
+    }
+    for name, call in calls.items():
+        bench.plans.clear()
+        async with bench.store.within(bench.connection) as joined:
+            await call(joined)
+        costs[name] = bench.touched(name)
+    return costs
 
 
 async def test_a_claim_costs_the_same_with_a_million_jobs_and_a_million_finished_runs(bench: Bench) -> None:

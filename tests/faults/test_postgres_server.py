@@ -20,7 +20,7 @@ from tests.servers.postgres import PostgresServer
 from tests.servers.server import CannotStart, Server
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("collected")]
 
 
 def job(id: str, wake_at: float | None = 1.0) -> Record:
@@ -85,7 +85,7 @@ def frozen(server: Server) -> Iterator[None]:
 
 
 async def test_every_call_to_a_frozen_server_has_a_deadline(server: PostgresServer) -> None:
-    async with opened(PostgresStore(server.url, timeout=0.5)) as store:
+    async with opened(PostgresStore(server.url, timeout=2)) as store:
         await store.add([job("a"), job("b")])
         held = await claim(store, "first", 1)
         with frozen(server):
@@ -101,19 +101,19 @@ async def test_every_call_to_a_frozen_server_has_a_deadline(server: PostgresServ
             answers = await asyncio.gather(*calls, return_exceptions=True)
             took_s = time.monotonic() - began_at
             assert [type(answer) for answer in answers] == [StoreUnavailable] * len(calls)
-            assert "did not answer within 0.5 s" in str(answers[0])
-            assert 0.4 < took_s < 2.0
+            assert "did not answer within 2 s" in str(answers[0])
+            assert 1.9 < took_s < 12.0
             began_at = time.monotonic()
             with pytest.raises(StoreUnavailable):
                 await PostgresStore(server.url, timeout=0.5).open()
-            assert time.monotonic() - began_at < 2.0
+            assert time.monotonic() - began_at < 8.0
 
         async def is_back() -> bool:
             with contextlib.suppress(StoreUnavailable):
                 return (await store.get(["c"])).keys() <= {"c"}
             return False
 
-        await eventually(is_back, timeout=5.0)
+        await eventually(is_back)
         # Whatever became of the calls, each counts once when it is made again.
         assert await store.add([job("c")]) == set()
         assert sorted(r.id for r in await claim(store, "second")) == ["b", "c"]
@@ -121,25 +121,25 @@ async def test_every_call_to_a_frozen_server_has_a_deadline(server: PostgresServ
 
 
 async def test_a_frozen_server_does_not_hold_up_close(server: PostgresServer) -> None:
-    store = PostgresStore(server.url, timeout=5.0)
+    store = PostgresStore(server.url, timeout=30.0)
     await store.open()
     store.on_hint(lambda _: None)
     with frozen(server):
         call = asyncio.ensure_future(store.get(["a"]))
         await asyncio.sleep(0.05)
-        async with asyncio.timeout(2.0):
+        async with asyncio.timeout(10.0):
             await store.close()
             with pytest.raises(StoreUnavailable):
                 await call
 
 
 async def test_a_cancelled_call_to_a_frozen_server_ends_at_once(server: PostgresServer) -> None:
-    async with opened(PostgresStore(server.url, timeout=1.0, pool_size=1)) as store:
+    async with opened(PostgresStore(server.url, timeout=30.0, pool_size=1)) as store:
         with frozen(server):
             call = asyncio.ensure_future(store.get(["a"]))
             await asyncio.sleep(0.05)
             call.cancel()
-            async with asyncio.timeout(0.5):
+            async with asyncio.timeout(10.0):
                 await asyncio.wait([call])
             assert call.cancelled()
 
@@ -148,7 +148,7 @@ async def test_a_cancelled_call_to_a_frozen_server_ends_at_once(server: Postgres
                 return await store.get(["a"]) == {}
             return False
 
-        await eventually(is_back, timeout=5.0)
+        await eventually(is_back)
 
 
 async def test_a_server_that_is_killed_and_comes_back_is_used_again_at_once(server: PostgresServer) -> None:
@@ -189,7 +189,7 @@ async def test_connections_that_an_administrator_ends_are_replaced(server: Postg
                     return (await store.get(["a"])).keys() == {"a"}
                 return False
 
-            await eventually(is_there, timeout=2.0)
+            await eventually(is_there)
             assert (await store.get(["a"])).keys() == {"a"}, turn
 
 
@@ -314,10 +314,46 @@ async def test_it_works_through_a_pooler_without_a_statement_cache(pooler: PgBou
 
 
 async def test_statements_that_a_pooler_mixes_up_are_explained(pooler: PgBouncer) -> None:
-    with pytest.raises(StoreError, match="set statement_cache_size=0") as refusal:
-        async with opened(PostgresStore(pooler.url, namespace="mixed", listen=False)) as store:
-            await work_together(store, 10)
+    async with contextlib.AsyncExitStack() as stack:
+        one = await connected(stack, pooler)
+        other = await connected(stack, pooler)
+        store = PostgresStore(pooler.url, namespace="mixed", listen=False, pool_size=1)
+        await stack.enter_async_context(opened(store))
+        # Of the two connections behind the pooler, the one prepares a claim, and the other is asked for it.
+        await one.execute("BEGIN")
+        await claim(store, "token")
+        await other.execute("BEGIN")
+        await one.execute("ROLLBACK")
+        with pytest.raises(StoreError, match="set statement_cache_size=0") as refusal:
+            await claim(store, "token")
     assert not isinstance(refusal.value, StoreUnavailable)
+
+
+async def test_another_s_statement_of_the_same_name_is_explained_too(pooler: PgBouncer) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        one = await connected(stack, pooler)
+        other = await connected(stack, pooler)
+        store = PostgresStore(pooler.url, namespace="mixed", listen=False, pool_size=1)
+        await stack.enter_async_context(opened(store))
+        await one.execute("BEGIN")
+        await claim(store, "token")
+        await other.execute("BEGIN")
+        # What another process has prepared on the other connection, which counts its statements as this one does.
+        for [name] in await other.fetch(
+            "SELECT name FROM pg_prepared_statements WHERE statement LIKE '%claim_1%'"
+        ):
+            await one.execute(f'PREPARE "{name}" (integer) AS SELECT $1')
+        await one.execute("ROLLBACK")
+        with pytest.raises(StoreError, match="set statement_cache_size=0") as refusal:
+            await claim(store, "token")
+        await other.execute("ROLLBACK")
+    assert not isinstance(refusal.value, StoreUnavailable)
+
+
+async def connected(stack: contextlib.AsyncExitStack, pooler: PgBouncer) -> asyncpg.Connection:
+    connection = await asyncpg.connect(pooler.url, statement_cache_size=0)
+    stack.push_async_callback(connection.close)
+    return connection
 
 
 async def test_behind_a_pooler_there_are_no_hints_and_it_says_so_once(pooler: PgBouncer, caplog: Any) -> None:

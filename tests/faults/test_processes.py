@@ -58,7 +58,7 @@ async def test_a_process_that_is_frozen_past_its_lease_is_refused_and_its_succes
             before = await scheduler.get_jobs()
             frozen.signal(signal.SIGCONT)
             await eventually(lambda: frozen.wrote("ended", "job"))
-            await eventually(lambda: frozen.wrote("RunLost", "job"), timeout=5, what="the refusal")
+            await eventually(lambda: frozen.wrote("RunLost", "job"), what="the refusal")
             runs = await scheduler.history.runs("job")
             assert await scheduler.get_jobs() == before
     assert [run.outcome for run in runs] == ["succeeded", "lost"]
@@ -76,7 +76,7 @@ async def test_a_frozen_process_that_holds_no_write_lock_holds_up_nobody(tmp_pat
             frozen.signal(signal.SIGSTOP)
             other = await cluster.start_ready(*SHORT_LEASE)
             await scheduler.add_job("work", id="job", args=[0.0])
-            await eventually(lambda: other.wrote("RunSucceeded", "job"), timeout=10)
+            await eventually(lambda: other.wrote("RunSucceeded", "job"))
 
 
 async def test_a_job_that_kills_its_process_is_quarantined_after_so_many_lost_claims(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ async def test_a_process_that_is_told_to_stop_hands_over_what_it_cannot_finish(t
             await asyncio.sleep(0.3)
             assert leaving.is_alive
             leaving.signal(signal.SIGTERM)  # The second one ends the drain.
-            await eventually(lambda: heir.wrote("begun", "long"), timeout=10)
+            await eventually(lambda: heir.wrote("begun", "long"), timeout=30)
             await eventually(lambda: not leaving.is_alive)
             runs = await scheduler.history.runs("long")
     assert leaving.wrote("stopped")

@@ -130,6 +130,19 @@ async def test_a_lease_of_a_server_that_has_lost_writes_has_a_higher_fence(
     assert await run_some(store, "after") > seen
 
 
+async def test_a_second_loss_is_noticed_though_a_lease_found_it_first(
+    server: RedisServer, open_store: Callable[..., RedisStore]
+) -> None:
+    store = open_store(server.url)
+    await store.open(now=lambda: NOW)
+    for i in range(3):
+        await run_some(store, f"before{i}", 1)
+        server.ask("FLUSHALL")
+        await store.acquire(["k"], "me", 30.0)
+        with pytest.raises(StoreUnavailable, match="has lost writes"):
+            await claimed(store, f"token{i}")
+
+
 async def test_a_replica_that_was_promoted_without_the_last_writes_is_noticed(
     server: RedisServer, open_store: Callable[..., RedisStore], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import NoReturn
 
 import pytest
 import redis.asyncio
 
-from asyncsched.contract import Entry, Filter, Record, Settlement
+from asyncsched.contract import Claim, Entry, Filter, Record, Settlement
 from asyncsched.errors import StoreError, StoreUnavailable
 from asyncsched.stores.redis import RedisStore
 from tests.servers.redis import RedisCluster, RedisServer
@@ -104,13 +105,13 @@ async def test_a_script_whose_reply_was_lost_is_not_executed_again(url: str) -> 
 
 
 async def test_a_server_that_does_not_answer_ends_the_call_in_time(server: RedisServer, url: str) -> None:
-    async with opened(RedisStore(url, timeout=0.3)) as store:
+    async with opened(RedisStore(url, timeout=2)) as store:
         await store.add([job("a")])
         server.freeze()
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(10):
                 with pytest.raises(
-                    StoreUnavailable, match=r"did not answer within 0\.3 s: the outcome is unknown"
+                    StoreUnavailable, match=r"did not answer within 2 s: the outcome is unknown"
                 ):
                     await store.add([job("b")])
         finally:
@@ -136,6 +137,16 @@ async def test_answers_never_go_to_another_call_than_the_one_that_asked(url: str
             done = await asyncio.gather(*tasks, return_exceptions=True)
             assert all(answer is None for answer in done[1::2])
             assert {type(answer) for answer in done[::2]} <= {asyncio.CancelledError, type(None)}
+
+
+async def test_a_client_of_ones_own_is_not_asked_for_more_connections_than_it_has(url: str) -> None:
+    for most, left in ((3, 3), (50, 10)):
+        async with redis.asyncio.Redis.from_url(url, max_connections=most) as client:
+            async with opened(RedisStore(client=client)) as store:
+                store.on_hint(lambda _: None)
+                await asyncio.gather(*(store.add([job(f"{most}-{i}")]) for i in range(100)))
+                assert len(await store.page(Filter(id_prefix=f"{most}-"), 200)) == 100
+            assert len(client.connection_pool._available_connections) <= left
 
 
 async def test_connections_that_were_cut_cost_one_call(server: RedisServer, url: str) -> None:
@@ -202,7 +213,7 @@ async def test_a_listener_that_went_silent_is_noticed_by_itself(url: str) -> Non
         assert proxy.stall(is_listener) == 1
         await near.add([job("a", wake_at=NOW + 9)])
         assert heard == []
-        await eventually(lambda: heard == [None], timeout=15)
+        await eventually(lambda: heard == [None])
 
 
 async def test_a_listener_that_is_asked_and_answers_is_left_alone(url: str) -> None:
@@ -228,6 +239,92 @@ async def test_closing_ends_the_listener(url: str) -> None:
             return (await client.pubsub_numsub("{asyncsched}:hints"))[0][1] == 0
 
         await eventually(is_gone)
+
+
+# ---- queues apart --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_record_that_went_to_another_queue_and_has_run_does_not_arrive_again(url: str) -> None:
+    """Whoever brought it could not strike it off where it came from."""
+    async with opened(RedisStore(url, spread=True)) as store:
+        await store.add([job("parent", "parents"), job("other", "children", None)])
+        spread = store._spread
+        assert spread is not None
+        parents, children = spread._shard("parents"), spread._shard("children")
+        [held] = await claim(store, "1", "parents")
+        assert await parents.settle([ended(held, job("child", "children"))]) == ["done"]
+        [(_, sent)] = (await parents.sent()).items()
+        await children.arrive("parents", sent)
+        [child] = await claim(store, "2", "children")
+        assert (child.id, await store.settle([ended(child)])) == ("child", ["done"])
+        assert await claim(store, "3", "parents") == []
+        assert await parents.sent() == {}, "it was brought once more"
+        await children.arrive("parents", sent)
+        assert await claim(store, "4", "children") == []
+
+
+async def test_what_was_taken_before_another_queue_failed_does_not_count_as_lost(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [NOW]
+    store = RedisStore(url, spread=True)
+    spread = store._spread
+    assert spread is not None
+    async with opened(store):
+        store._given_now = lambda: now[0]
+        await store.add([job("a", "a"), job("b", "b")])
+
+        async def away(*_: object) -> NoReturn:
+            raise StoreUnavailable("its server is away")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(spread._shard("b"), "claim", away)
+            for _ in range(6):
+                with pytest.raises(StoreUnavailable):
+                    await store.claim(["a", "b"], "token", 10, 30.0)
+                now[0] += 31
+        records = (await store.claim(["a", "b"], "token", 10, 30.0)).records
+        assert [(r.id, r.tries, r.prior) for r in records] == [("a", 1, None), ("b", 1, None)]
+
+
+async def test_the_leases_of_a_queue_that_is_away_end_none_of_the_others(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisStore(url, spread=True)
+    spread = store._spread
+    assert spread is not None
+    async with opened(store), opened(RedisStore(url, spread=True)) as other:
+        await store.add([job("a", "a"), job("b", "b")])
+        records = (await store.claim(["a", "b"], "token", 10, 30.0)).records
+        claims = [Claim(r.id, r.fence, str(r.holder)) for r in records]
+
+        async def away(*_: object) -> NoReturn:
+            raise StoreUnavailable("its server is away")
+
+        others = other._spread
+        assert others is not None
+        await others._known()  # Whoever has not claimed them asks every queue.
+        for asked in (spread, others):
+            monkeypatch.setattr(asked._shard("b"), "renew", away)
+        for at in (store, other):
+            assert (await at.renew(claims, 60.0)).versions == {"a": 1, "b": "busy"}
+            assert (await store.get(["a"]))["a"].wake_at == NOW + 60
+            with pytest.raises(StoreUnavailable, match="away"):
+                await store.renew(claims[1:], 60.0)
+
+
+async def test_a_queue_that_the_server_forgot_is_made_known_again(server: RedisServer, url: str) -> None:
+    async with opened(RedisStore(url, spread=True)) as store:
+        await store.add([job("a", "a")])
+        server.ask("DEL", "{asyncsched}:queues")
+        assert [r.id for r in await store.page(Filter(), 10)] == ["a"]
+        async with opened(RedisStore(url, spread=True)) as other:
+            assert set(await other.get(["a"])) == {"a"}
+        await store.erase()
+        await store.close()
+        await store.open(now=lambda: NOW)
+        await store.add([job("a", "a")])
+        assert set(await store.get(["a"])) == {"a"}
 
 
 # ---- a cluster ---------------------------------------------------------------------------------------------------------------

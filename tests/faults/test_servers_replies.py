@@ -85,5 +85,6 @@ async def test_a_reply_that_is_lost_at_any_step_costs_no_job_and_runs_none_twice
             jobs = [f"job-{s}-{n}" for s in range(step + 1) for n in range(JOBS)]
             jobs += [f"warm-{n}" for n in range(JOBS)]
             assert await there.outcomes() == {(id, "succeeded"): 1 for id in jobs}
-        assert proxy.lost == step
+        # Another reply may have been lost instead: that of a beat in the background.
+        assert proxy.lost >= step
     assert there.ran == dict.fromkeys(jobs, 1)

@@ -113,7 +113,7 @@ async def test_ends_wait_for_a_full_disk_to_have_room_again(
 
 async def limit_size(store: SQLiteStore, pages: int) -> None:
     """Let the file of this connection grow no further than so many pages (or than it is)."""
-    await store._hop(lambda: store._db.execute(f"PRAGMA max_page_count = {pages}").fetchall())
+    await store._line.hop(lambda: store._line.db.execute(f"PRAGMA max_page_count = {pages}").fetchall())
 
 
 async def test_a_reader_that_keeps_an_old_snapshot_open_holds_up_nobody(

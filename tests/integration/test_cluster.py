@@ -26,7 +26,7 @@ LEASE_S = 2.5
 KILL_EVERY_S = 1.0
 #: For the workers to start in, and for what was lost to be made good.
 AHEAD_S = 4.0
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 @pytest.fixture

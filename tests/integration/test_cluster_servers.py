@@ -7,6 +7,7 @@ import asyncio
 import resource
 import signal
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,13 @@ pytestmark = pytest.mark.anyio
 PROCESSES = 4
 ONE_SHOTS = 20_000
 RECURRING = 200
+#: The same of servers that would be more than half busy with as many.
+SLOWER = {
+    "mongodb": (3_000, 60),
+    "etcd": (5_000, 100),
+    "zookeeper": (5_000, 100),
+    "firestore": (1_000, 40),
+}
 SPAN_S = 30.0
 LONGEST_S = 0.05
 #: Long enough for each kill to catch some of them.
@@ -33,13 +41,11 @@ RECURRING_S = 0.2
 LEASE_S = 2.5
 KILL_EVERY_S = 3.0
 FREEZE_AFTER_S = 7.0
-#: Longer than the lease, so that others have taken over by then.
-FROZEN_S = 2 * LEASE_S
 #: Runs that may lose their lease for no other reason than that the machine was busy.
 HELD_UP = 50
 #: For the workers to start in, and for what was lost to be made good.
 AHEAD_S = 5.0
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 @pytest.mark.parametrize("kind", SERVERS)
@@ -49,14 +55,15 @@ async def test_none_is_lost_and_none_is_settled_twice_though_processes_are_kille
     if kind not in stores:
         pytest.skip(f"{kind} was left out by --stores")
     with workers(tmp_path, url_of(kind, tmp_path, servers)) as cluster:
-        campaign = await run_campaign(cluster, tmp_path)
+        campaign = await run_campaign(cluster, tmp_path, *SLOWER.get(kind, (ONE_SHOTS, RECURRING)))
     with capsys.disabled():
         print(f"\n{kind}: {figures(campaign)}")
 
     assert len(campaign.killed_at) >= 8
     assert sum(campaign.lost().values()) >= 8
     assert {run.outcome for run in campaign.runs} == {"succeeded", "lost"}
-    assert len({run.id for run in campaign.runs}) == len(campaign.runs)
+    times = Counter(run.id for run in campaign.runs)
+    assert [run for run in campaign.runs if times[run.id] > 1] == []
     campaign.assert_every_one_shot_succeeded_once()
     campaign.assert_every_fire_time_ran_or_was_decided_once()
     campaign.assert_every_rerun_had_lost_its_lease()
@@ -71,19 +78,21 @@ def assert_the_late_settlement_was_refused(campaign: Campaign) -> None:
     """The frozen run went on to its end, was told that it had lost its lease, and its successor's end is what counts."""
     begun, ended = campaign.fences("begun")["freeze"], campaign.fences("ended")["freeze"]
     [succeeded] = campaign.settled("succeeded")["freeze"]
-    [zombie] = campaign.fences("RunLost")["freeze"]
+    # Told once of each run: its own, and those of successors that a busy machine held up.
+    zombie, *others = sorted(campaign.fences("RunLost")["freeze"])
     assert zombie == min(begun) < succeeded
     assert zombie in ended
+    assert len({zombie, succeeded, *others}) == 2 + len(others)
     assert campaign.lost()["freeze"] >= 1
 
 
-async def run_campaign(cluster: Workers, folder: Path) -> Campaign:
+async def run_campaign(cluster: Workers, folder: Path, once_each: int, often: int) -> Campaign:
     campaign = Campaign()
     cpu_s = cpu_of_ended_children()
     async with client(cluster.url) as scheduler, asyncio.timeout(AHEAD_S + SPAN_S + PATIENCE_S):
         first_at = float(round(time.time() + AHEAD_S))
-        specs = [*one_shots(campaign, first_at), *recurring(campaign, first_at)]
-        assert len(await scheduler.add_jobs(specs)) == ONE_SHOTS + RECURRING + 1
+        specs = [*one_shots(campaign, first_at, once_each), *recurring(campaign, first_at, often)]
+        assert len(await scheduler.add_jobs(specs)) == once_each + often + 1
         start = ["--lease", str(LEASE_S), *HEARS_TROUBLE, "--freezes-once", str(folder / "frozen")]
         for _ in range(PROCESSES):
             cluster.start(*start)
@@ -101,10 +110,10 @@ async def run_campaign(cluster: Workers, folder: Path) -> Campaign:
     return campaign
 
 
-def one_shots(campaign: Campaign, first_at: float) -> list[JobSpec]:
+def one_shots(campaign: Campaign, first_at: float, count: int) -> list[JobSpec]:
     specs = []
-    for number in range(ONE_SHOTS):
-        due = campaign.due[f"job-{number}"] = round(first_at + number * SPAN_S / ONE_SHOTS, 6)
+    for number in range(count):
+        due = campaign.due[f"job-{number}"] = round(first_at + number * SPAN_S / count, 6)
         # 37 has no divisor in common with 100, so that long and short ones are mixed evenly.
         seconds = LONGEST_S * (number * 37 % 100) / 99
         specs.append(JobSpec("work", once(at=moment(due)), id=f"job-{number}", args=[seconds]))
@@ -112,12 +121,12 @@ def one_shots(campaign: Campaign, first_at: float) -> list[JobSpec]:
     return [*specs, JobSpec("freeze", once(at=moment(due)), id="freeze")]
 
 
-def recurring(campaign: Campaign, first_at: float) -> list[JobSpec]:
+def recurring(campaign: Campaign, first_at: float, count: int) -> list[JobSpec]:
     """Half of them run every fire time that they missed, the other half the latest only."""
     specs = []
-    for number in range(RECURRING):
+    for number in range(count):
         id, interval = f"recurring-{number}", 1 + number % 5
-        anchor, end = first_at + number / RECURRING, first_at + SPAN_S
+        anchor, end = round(first_at + number / count, 6), first_at + SPAN_S
         campaign.grid[id] = [anchor + step * interval for step in range(int((end - anchor) // interval) + 1)]
         trigger = every(interval, anchor=moment(anchor), start=moment(anchor), end=moment(end))
         policy = {"catch_up": "all", "max_catch_up": 100} if number % 2 else {}
@@ -144,7 +153,12 @@ async def thaw_late(cluster: Workers, campaign: Campaign) -> None:
     )
     frozen = next(worker for worker in cluster.all if worker.wrote("begun", "freeze"))
     campaign.victims.add(frozen.name)
-    await asyncio.sleep(FROZEN_S)
+    # Before another has claimed the job it could claim it again itself, and go on with its run.
+    await eventually(
+        lambda: any(w.wrote("begun", "freeze") for w in cluster.all if w is not frozen),
+        timeout=PATIENCE_S,
+        what="the successor of the frozen run",
+    )
     frozen.signal(signal.SIGCONT)
     await eventually(lambda: frozen.wrote("RunLost", "freeze"), what="the refusal of the late settlement")
 

@@ -101,7 +101,7 @@ def assert_foretold(record: Record, runs: list[Run], decisions: list[Decision]) 
         for now in (begun_at.timestamp(), *(started - ms / 1000 for ms in range(CLAIM_TO_START_MS)))
     ]
     # A Spread has no spans, but no job here overlaps.
-    told = [(step.spans, step.fire if isinstance(step, Start) else None) for step in steps]  # type: ignore[union-attr]
+    told = [(step.spans, step.fire if isinstance(step, Start) else None) for step in steps]  # type: ignore[union-attr]  # no Spread is among them, as said above
     expected = (tuple(spans), None), (tuple(spans), run.fire_time.timestamp())
     assert any(there in expected for there in told), (
         record.id,

@@ -23,14 +23,17 @@ from asyncsched import (
     LeaseLost,
     Retry,
     RunFailed,
+    RunFinished,
+    RunLost,
     RunSucceeded,
     Scheduler,
+    StoreUnavailable,
     current_run,
     every,
     once,
     store_from_url,
 )
-from asyncsched.contract import JobStore, Update
+from asyncsched.contract import JobStore, Renewal, Update
 from tests.servers.running import Servers
 from tests.support.waiting import eventually
 
@@ -330,7 +333,7 @@ async def test_the_effect_of_a_run_and_its_completion_are_one(runner: Runner) ->
     assert await runner.database.effects() == 1
     [run] = await runner.scheduler.history.runs("job")
     assert (run.outcome, run.result) == ("succeeded", "written")
-    assert await runner.scheduler.wait_job("job", timeout=5) is None
+    assert await runner.scheduler.wait_job("job", timeout=60) is None
 
 
 async def test_without_an_open_transaction_the_block_makes_one_of_its_own(runner: Runner) -> None:
@@ -357,6 +360,27 @@ async def test_a_recurring_job_goes_on_behind_its_commit(runner: Runner) -> None
     assert await runner.database.effects() == len(outcomes)
 
 
+async def test_a_run_that_commits_leaves_its_place_under_a_limit_to_the_next(database: Database) -> None:
+    under_way: list[int] = []
+
+    async def body() -> None:
+        under_way.append(1)
+        async with database.transaction() as connection, made.commit(connection):
+            await made.effect(connection)
+        under_way.append(-1)
+
+    # Whoever waits is woken: to look by himself he would wait for half a minute.
+    async with Scheduler(database.store_url, lease=60, poll_interval=0.2) as scheduler:
+        made = Runner(scheduler, database)
+        made.bodies = [body]
+        await scheduler.add_jobs(
+            [JobSpec("body", id=f"job-{n}", policies={"concurrency_key": "one"}) for n in range(5)]
+        )
+        await eventually(lambda: len(made.succeeded) == 5)
+    assert under_way == [1, -1] * 5
+    assert await database.effects() == 5
+
+
 async def test_an_error_within_the_block_takes_both_back_and_the_run_is_tried_again(runner: Runner) -> None:
     async def fails() -> None:
         async with runner.database.transaction() as connection, runner.commit(connection):
@@ -370,6 +394,47 @@ async def test_an_error_within_the_block_takes_both_back_and_the_run_is_tried_ag
     await runner.run(fails, works)
     assert await runner.database.effects() == 1
     assert await runner.outcomes() == ["failed", "succeeded"]
+
+
+async def test_a_run_that_failed_keeps_nothing_of_the_result_of_its_block(runner: Runner) -> None:
+    async def fails() -> None:
+        async with runner.database.transaction() as connection, runner.commit(connection, result="written"):
+            raise ValueError("no")
+
+    async def works() -> None:
+        pass
+
+    await runner.run(fails, works)
+    assert [(e.error, e.result) for e in runner.failed] == [("ValueError: no", None)]
+    [_, failed] = await runner.scheduler.history.runs("job")
+    assert (failed.outcome, failed.result) == ("failed", None)
+
+
+async def test_what_is_told_of_a_run_that_committed_is_the_result_of_its_block(runner: Runner) -> None:
+    async def body() -> str:
+        async with runner.database.connection() as connection, runner.commit(connection, result="written"):
+            await runner.effect(connection)
+        return "returned"
+
+    await runner.run(body)
+    [run] = await runner.scheduler.history.runs("job")
+    assert [run.result] == [e.result for e in runner.succeeded] == ["written"]
+
+
+async def test_a_transaction_that_was_rolled_back_can_be_tried_again_within_the_run(runner: Runner) -> None:
+    async def body() -> None:
+        async with taken_back(runner.database) as connection, runner.commit(connection, result="first"):
+            await runner.effect(connection)
+        async with (
+            runner.database.transaction() as connection,
+            runner.commit(connection, result="second"),
+        ):
+            await runner.effect(connection)
+
+    await runner.run(body)
+    assert await runner.database.effects() == 1
+    [run] = await runner.scheduler.history.runs("job")
+    assert (run.outcome, run.result) == ("succeeded", "second")
 
 
 async def test_a_rollback_behind_the_block_takes_both_back_too(runner: Runner) -> None:
@@ -496,16 +561,129 @@ async def test_a_transaction_that_is_open_with_its_settlement_holds_up_nobody(ru
     runner.bodies = [slow]
     await runner.scheduler.add_job("body", id="job")
     await runner.scheduler.add_job("long", id="long")
-    await asyncio.wait_for(settled.wait(), 10)
+    await asyncio.wait_for(settled.wait(), 60)
     await runner.scheduler.add_job("short", id="short")
     await eventually(lambda: has_succeeded(runner.scheduler, "short"))
-    await eventually(lambda: has_succeeded(runner.scheduler, "long"), timeout=10)
+    await eventually(lambda: has_succeeded(runner.scheduler, "long"))
     # By now the lease of the first run has ended twice over, and its transaction is still open.
     release.set()
     await eventually(lambda: has_succeeded(runner.scheduler, "job"))
     assert [run.outcome for run in await runner.scheduler.history.runs("long")] == ["succeeded"]
     assert await runner.outcomes() == ["succeeded"]
     assert runner.attempts == await runner.database.effects() == 1
+
+
+async def no_renewal(*_: object) -> Renewal:
+    raise StoreUnavailable("away")
+
+
+@pytest.mark.parametrize("ends", ["committed", "rolled back"])
+async def test_a_run_whose_lease_cannot_be_renewed_behind_its_block_ends_as_its_transaction_did(
+    runner: Runner, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[RunLost] = []
+    runner.scheduler.on(RunLost, lost.append)
+
+    async def block() -> None:
+        made = runner.database.transaction() if ends == "committed" else taken_back(runner.database)
+        async with made as connection, runner.commit(connection):
+            await runner.effect(connection)
+
+    async def body() -> None:
+        await block()
+        with monkeypatch.context() as patch:
+            patch.setattr(type(store_from_url(runner.database.store_url)), "renew", no_renewal)
+            await asyncio.sleep(10)
+
+    async def works() -> None:
+        async with runner.database.transaction() as connection, runner.commit(connection):
+            await runner.effect(connection)
+
+    await runner.run(body, works)
+    assert await runner.database.effects() == 1
+    if ends == "committed":
+        assert lost == []
+        assert runner.attempts == 1
+    else:
+        assert len(lost) == 1
+        assert runner.attempts == 2
+
+
+async def test_a_run_that_is_claimed_anew_before_its_rollback_is_known_has_failed_and_is_tried_again(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind: Any = type(store_from_url(runner.database.store_url))
+    look, is_claimed_anew = kind.get, asyncio.Event()
+
+    async def late(store: JobStore, ids: Sequence[str]) -> Any:
+        if list(ids) == ["job"]:
+            await is_claimed_anew.wait()
+        return await look(store, ids)
+
+    async def rolls_back() -> None:
+        async with taken_back(runner.database) as connection, runner.commit(connection):
+            await runner.effect(connection)
+        monkeypatch.setattr(kind, "get", late)
+        monkeypatch.setattr(kind, "renew", no_renewal)
+
+    async def works() -> None:
+        async with runner.database.transaction() as connection, runner.commit(connection):
+            await runner.effect(connection)
+
+    async def see_it_claimed() -> None:
+        await eventually(lambda: "goes on under fence" in caplog.text)
+        monkeypatch.undo()
+        is_claimed_anew.set()
+
+    await asyncio.gather(runner.run(rolls_back, works), see_it_claimed())
+    assert await runner.database.effects() == 1
+    assert await runner.outcomes() == ["lost", "failed", "succeeded"]
+    assert runner.attempts == 2
+
+
+async def test_a_run_that_lingers_behind_its_rollback_while_another_instance_does_the_job_is_told_as_lost(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished: list[RunFinished] = []
+    theirs = store_from_url(runner.database.store_url)
+    kind: Any = type(theirs)
+    renew = kind.renew
+
+    async def late(store: JobStore, *arguments: Any) -> Any:
+        """Once the other has claimed the job: a renewal that came first would keep it for the run that lingers."""
+        if store is not theirs:
+            await eventually(lambda: other.attempts == 1)
+        return await renew(store, *arguments)
+
+    runner.scheduler.on(RunFinished, finished.append)
+
+    async def lingers() -> None:
+        await runner.scheduler.pause()
+        async with taken_back(runner.database) as connection:
+            async with runner.commit(connection):
+                await runner.effect(connection)
+            await asyncio.sleep(2.5)  # Beyond the lease.
+            monkeypatch.setattr(kind, "renew", late)
+        await eventually(lambda: bool(other.succeeded))
+        await asyncio.sleep(
+            0.2
+        )  # The other has told its end; this is for what it writes behind that, in the real time of the server.
+
+    async def works() -> None:
+        async with runner.database.transaction() as connection, runner.commit(connection):
+            await runner.effect(connection)
+
+    runner.bodies = [lingers]
+    await runner.scheduler.add_job("body", id="job")
+    await eventually(lambda: runner.attempts == 1)
+    async with Scheduler(theirs, lease=2.0, poll_interval=0.2) as scheduler:
+        other = Runner(scheduler, runner.database)
+        other.bodies = [works]
+        await eventually(lambda: bool(finished))
+    assert [event.outcome for event in finished] == ["lost"]
+    assert [event.fence for event in other.succeeded] > [finished[0].fence]
+    assert await runner.outcomes() == ["lost", "succeeded"]
+    assert await runner.database.effects() == 1
 
 
 async def test_a_run_goes_on_behind_its_commit_for_longer_than_its_lease(runner: Runner) -> None:

@@ -51,7 +51,11 @@ class Log:
 
 def make_scheduler(options: argparse.Namespace, log: Log) -> Scheduler:
     scheduler = Scheduler(
-        options.store, lease=options.lease, concurrency=options.concurrency, id=options.id or None
+        options.store,
+        lease=options.lease,
+        heartbeat=options.heartbeat,
+        concurrency=options.concurrency,
+        id=options.id or None,
     )
 
     @scheduler.task(name="work")
@@ -102,6 +106,7 @@ def main() -> None:
     parser.add_argument("--store", required=True)
     parser.add_argument("--log", required=True)
     parser.add_argument("--lease", type=float, default=2.0)
+    parser.add_argument("--heartbeat", type=float, default=30.0)
     parser.add_argument("--concurrency", type=int, default=50)
     parser.add_argument("--id", default="")
     parser.add_argument("--freezes", action="store_true", help="let the task freeze stop this process")

@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.servers.firestore import JAR as FIRESTORE_JAR
+from tests.servers.firestore import PLACES as FIRESTORE_PLACES
 from tests.servers.postgres import PLACES as POSTGRES_PLACES
 from tests.servers.running import SERVERS, url_given_for, variable_of
 from tests.servers.server import find_program
+from tests.servers.zookeeper import JARS
 from tests.support.faketime import LIBRARY, LIBRARY_PLACES
 
 __all__ = ["NEEDS", "Facts", "Need", "Plan", "plan"]
@@ -45,17 +48,25 @@ def _kinds(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
+#: Google's package of Firestore's emulator, which only those machines know that were told of Google's packages.
+EMULATOR = "google-cloud-cli-firestore-emulator"
 #: By kind: what runs the server itself.
 PROGRAMS: Mapping[str, Need] = {
     "redis": Need("redis-server", "redis-server", _kinds("redis")),
     "postgres": Need("postgres", "postgresql", _kinds("postgres"), POSTGRES_PLACES),
     "mariadb": Need("mariadbd", "mariadb-server", _kinds("mariadb"), ("/usr/sbin",)),
     "mysql": Need("mysqld", "mysql-server", _kinds("mysql")),
+    "mongodb": Need("documentdb", "mongodb-org", _kinds("mongodb")),
+    "firestore": Need(FIRESTORE_JAR, EMULATOR, _kinds("firestore"), FIRESTORE_PLACES),
+    "etcd": Need("etcd", "etcd-server", _kinds("etcd")),
+    "zookeeper": Need("zookeeper.jar", "zookeeper", _kinds("zookeeper"), (JARS,)),
 }
-#: MySQL is not in Debian: ``tests.servers.mysql`` makes it, with this.
-MAKER = Need("debootstrap", "debootstrap", _kinds("mysql"), ("/usr/sbin",))
+#: MySQL and MongoDB are not in Debian: ``tests.servers.mysql`` and ``.mongodb`` make them, or what stands in for them, with this.
+MAKER = Need("debootstrap", "debootstrap", _kinds("mysql", "mongodb"), ("/usr/sbin",))
 #: And what some tests need beside it.
 TOOLS = (
+    Need("etcdctl", "etcd-client", _kinds("etcd")),
+    Need("java", "default-jre-headless", _kinds("firestore")),
     Need("pgbouncer", "pgbouncer", _kinds("postgres"), ("/usr/sbin",)),
     Need(LIBRARY, "libfaketime", frozenset(SERVERS), LIBRARY_PLACES),
 )
@@ -76,6 +87,8 @@ class Facts:
     has_apt: bool
     #: Whether containers can be run.
     has_docker: bool
+    #: Whether apt knows Firestore's emulator.
+    offers_emulator: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +97,7 @@ class Plan:
 
     packages: tuple[str, ...] = ()
     makes_mysql: bool = False
+    makes_mongodb: bool = False
     #: Kinds whose servers docker runs.
     contained: tuple[str, ...] = ()
     #: Kinds that nothing can be done for.
@@ -95,12 +109,19 @@ def plan(facts: Facts) -> Plan:
     kinds = [kind for kind in SERVERS if kind in facts.stores - facts.given]
     without = tuple(kind for kind in kinds if PROGRAMS[kind].name not in facts.found)
     if facts.has_apt:
-        makes_mysql = "mysql" in without
-        wanted = [PROGRAMS[kind] for kind in without if kind != "mysql"]
-        wanted += [MAKER] if makes_mysql else []
+        makes_mysql, makes_mongodb = "mysql" in without, "mongodb" in without
+        elsewhere = () if facts.offers_emulator else tuple(kind for kind in without if kind == "firestore")
+        wanted = [PROGRAMS[kind] for kind in without if kind not in ("mysql", "mongodb", *elsewhere)]
+        wanted += [MAKER] if makes_mysql or makes_mongodb else []
         wanted += [tool for tool in TOOLS if tool.kinds & set(kinds)]
         packages = tuple(need.package for need in wanted if need.name not in facts.found)
-        return Plan(packages=packages, makes_mysql=makes_mysql)
+        return Plan(
+            packages=packages,
+            makes_mysql=makes_mysql,
+            makes_mongodb=makes_mongodb,
+            contained=elsewhere if facts.has_docker else (),
+            missing=() if facts.has_docker else elsewhere,
+        )
     if facts.has_docker:
         return Plan(contained=without)
     return Plan(missing=without)
@@ -109,11 +130,21 @@ def plan(facts: Facts) -> Plan:
 def message_about(missing: Sequence[str]) -> str:
     """What is missing, and each way to get it."""
     lines = [f"These servers are not installed: {', '.join(missing)}. One of:"]
-    packages = " ".join(PROGRAMS[kind].package for kind in missing if kind != "mysql")
+    packages = " ".join(
+        PROGRAMS[kind].package for kind in missing if kind not in ("mysql", "mongodb", "firestore")
+    )
     if packages:
         lines.append(f"- install them; on Debian and Ubuntu: sudo apt-get install {packages}")
     if "mysql" in missing:
         lines.append("- install MySQL 8.0 or later, so that mysqld is on PATH (dev.mysql.com/downloads)")
+    if "mongodb" in missing:
+        lines.append(
+            "- run MongoDB 5.0 or later as a replica set, which may have one member, and name it (see below)"
+        )
+    if "firestore" in missing:
+        lines.append(
+            f"- install Google's package {EMULATOR}, or gcloud's component cloud-firestore-emulator, and Java"
+        )
     lines.append("- start docker, which then runs them")
     lines.append(f"- name servers that run: {' '.join(f'{variable_of(kind)}=...' for kind in missing)}")
     lines.append("- leave them out: nox -s tests -- --stores memory,sqlite")
@@ -131,9 +162,10 @@ def facts_for(stores: frozenset[str]) -> Facts:
         given=frozenset(kind for kind in SERVERS if url_given_for(kind) is not None),
         found=frozenset(need.name for need in NEEDS if _is_here(need)),
         has_apt=is_debian,
-        has_docker=not is_debian
+        has_docker=(not is_debian or "firestore" in stores)
         and _succeeds("docker", "compose", "version")
         and _succeeds("docker", "info"),
+        offers_emulator=is_debian and _is_offered(EMULATOR),
     )
 
 
@@ -145,11 +177,12 @@ def carry_out(plan: Plan) -> dict[str, str]:
         print(f"installing {' '.join(plan.packages)} ...", flush=True)
         with _without_autostart():
             _install(plan.packages)
-    if plan.makes_mysql:
-        # It takes a minute, and tells what it does.
-        made = subprocess.run([sys.executable, "-m", "tests.servers.mysql"], check=False)
-        if made.returncode:
-            sys.exit(made.returncode)
+    for kind, makes in (("mysql", plan.makes_mysql), ("mongodb", plan.makes_mongodb)):
+        if makes:
+            # It takes a minute, and tells what it does.
+            made = subprocess.run([sys.executable, "-m", f"tests.servers.{kind}"], check=False)
+            if made.returncode:
+                sys.exit(made.returncode)
     if plan.contained:
         return _urls_from_docker(plan.contained)
     return {}
@@ -208,6 +241,10 @@ _IN_DOCKER: Mapping[str, tuple[int, str]] = {
     "postgres": (5432, "postgresql://postgres@{}/postgres"),
     "mariadb": (3306, "mariadb://root@{}/test"),
     "mysql": (3306, "mysql://root@{}/test"),
+    "mongodb": (27017, "mongodb://{}/test?directConnection=true"),
+    "firestore": (8080, "firestore://test/asyncsched?emulator_host={}"),
+    "etcd": (2379, "etcd://{}"),
+    "zookeeper": (2181, "zk://{}"),
 }
 
 
@@ -227,6 +264,12 @@ def _is_here(need: Need) -> bool:
     found = find_program(need.name, *need.places)
     # MariaDB installs itself under the other's name too.
     return found is not None and (need.name != "mysqld" or found.resolve().name != "mariadbd")
+
+
+def _is_offered(package: str) -> bool:
+    """Whether apt could install it. Its lists may be missing, and then it cannot."""
+    known = _run("apt-cache", "policy", package).stdout
+    return "Candidate:" in known and "Candidate: (none)" not in known
 
 
 def _succeeds(*command: str) -> bool:

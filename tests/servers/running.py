@@ -7,10 +7,14 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
+from tests.servers.etcd import EtcdServer
+from tests.servers.firestore import FirestoreServer
+from tests.servers.mongodb import MongoServer
 from tests.servers.mysql import MariaDBServer, MySQLServer
 from tests.servers.postgres import PostgresServer
 from tests.servers.redis import RedisServer
 from tests.servers.server import CannotStart, Server
+from tests.servers.zookeeper import ZooKeeperServer
 
 __all__ = ["SERVERS", "Servers", "url_given_for", "variable_of"]
 
@@ -20,6 +24,10 @@ SERVERS: Mapping[str, Callable[[], Server]] = {
     "postgres": PostgresServer,
     "mariadb": MariaDBServer,
     "mysql": MySQLServer,
+    "mongodb": MongoServer,
+    "firestore": FirestoreServer,
+    "etcd": EtcdServer,
+    "zookeeper": ZooKeeperServer,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -93,6 +94,10 @@ class Server(ABC):
     def freeze(self) -> None:
         """Stop it and its children in their tracks: connections stay open, and nothing answers."""
         self._signal_all(signal.SIGSTOP)
+        assert self._process is not None
+        pids = [self._process.pid, *_children_of(self._process.pid)]
+        # The signal is on its way still, and a thread that has a processor may answer once more.
+        self._wait(lambda: all(map(_is_stopped, pids)), 5.0)
 
     def thaw(self) -> None:
         """Let it go on."""
@@ -198,16 +203,33 @@ def find_program(program: str, *places: str) -> Path | None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """A port that nobody uses just now, below those that systems give to clients: nobody gets it by chance later.
+
+    Drawn by lot, so that two test runs at once do not hand out the same ones in the same order.
+    """
+    while True:
+        port = random.SystemRandom().randint(15_000, 31_999)  # Hypothesis seeds the common one.
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
 
 
 def _is_open(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1.0)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether no thread of a process goes on, by /proc; elsewhere that is taken for granted."""
+    if sys.platform != "linux":
+        return True
+    states = set()
+    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):
+            # Behind the name, which may hold anything.
+            states.add(thread.read_text().rpartition(")")[2].split()[0])
+    return states <= {"T", "Z"}
 
 
 def _children_of(pid: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,16 @@ def facts(
     found: frozenset[str] = NOTHING,
     has_apt: bool = True,
     has_docker: bool = False,
+    offers_emulator: bool = False,
 ) -> Facts:
-    return Facts(stores=stores, given=given, found=found, has_apt=has_apt, has_docker=has_docker)
+    return Facts(
+        stores=stores,
+        given=given,
+        found=found,
+        has_apt=has_apt,
+        has_docker=has_docker,
+        offers_emulator=offers_emulator,
+    )
 
 
 def test_every_kind_of_server_has_a_program_and_a_container() -> None:
@@ -34,10 +43,11 @@ def test_every_kind_of_server_has_a_program_and_a_container() -> None:
 
 
 def test_apt_installs_what_all_stores_need_where_nothing_is_there() -> None:
-    assert plan(facts()) == Plan(
-        packages=("redis-server", "postgresql", "mariadb-server", "debootstrap", "pgbouncer", "libfaketime"),
-        makes_mysql=True,
-    )
+    made = plan(facts(offers_emulator=True))
+    assert {
+        "redis-server", "postgresql", "mariadb-server", "etcd-server", "zookeeper", "debootstrap", "pgbouncer", "libfaketime",
+    } <= set(made.packages)  # fmt: skip
+    assert (made.makes_mysql, made.makes_mongodb, made.contained, made.missing) == (True, True, (), ())
 
 
 def test_only_what_the_chosen_stores_need_is_installed() -> None:
@@ -55,9 +65,10 @@ def test_stores_without_a_server_need_nothing(has_apt: bool, has_docker: bool) -
     assert plan(facts(stores, has_apt=has_apt, has_docker=has_docker)) == Plan()
 
 
-def test_mysql_is_made_from_what_is_there() -> None:
-    made = plan(facts(frozenset({"mysql"}), found=frozenset({"debootstrap", install.LIBRARY})))
-    assert made == Plan(makes_mysql=True)
+def test_mysql_and_mongodb_are_made_from_what_is_there() -> None:
+    found = frozenset({"debootstrap", install.LIBRARY})
+    assert plan(facts(frozenset({"mysql"}), found=found)) == Plan(makes_mysql=True)
+    assert plan(facts(frozenset({"mongodb"}), found=found)) == Plan(makes_mongodb=True)
 
 
 @pytest.mark.parametrize("has_apt", [True, False])
@@ -79,19 +90,20 @@ def test_a_missing_tool_is_installed_beside_a_server_that_is_there() -> None:
 def test_docker_runs_the_servers_that_are_missing_where_there_is_no_apt() -> None:
     found = frozenset({"postgres"})
     made = plan(facts(given=frozenset({"redis"}), found=found, has_apt=False, has_docker=True))
-    assert made == Plan(contained=("mariadb", "mysql"))
+    assert made == Plan(contained=tuple(kind for kind in SERVERS if kind not in ("redis", "postgres")))
 
 
 def test_without_apt_and_docker_what_is_missing_is_named_with_every_remedy() -> None:
     made = plan(facts(found=frozenset({"redis-server"}), has_apt=False))
-    assert made == Plan(missing=("postgres", "mariadb", "mysql"))
+    assert made == Plan(missing=tuple(kind for kind in SERVERS if kind != "redis"))
     message = message_about(made.missing)
     for remedy in (
         "postgres, mariadb, mysql",
-        "apt-get install postgresql mariadb-server\n",
+        "apt-get install postgresql mariadb-server",
         "mysqld",
         "docker",
         "ASYNCSCHED_TEST_MYSQL_URL=",
+        "MongoDB 5.0 or later as a replica set",
         "--stores memory,sqlite",
     ):
         assert remedy in message
@@ -128,3 +140,11 @@ def test_what_an_installer_prints_is_shown_when_it_fails(capfd: pytest.CaptureFi
         install._run_or_exit("sh", "-c", "echo no such package >&2; exit 1")
     install._run_or_exit("sh", "-c", "echo all went well")
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_firestore_emulator_comes_from_apt_where_apt_knows_it_else_from_docker_else_it_is_said() -> None:
+    wanted = facts(frozenset({"firestore"}), found=frozenset({"java", install.LIBRARY}))
+    assert plan(replace(wanted, offers_emulator=True)) == Plan(packages=(install.EMULATOR,))
+    assert plan(replace(wanted, has_docker=True)) == Plan(contained=("firestore",))
+    assert plan(wanted) == Plan(missing=("firestore",))
+    assert install.EMULATOR in message_about(["firestore"])

@@ -34,7 +34,7 @@ MOST_POLLS = 140
 
 
 def make(store: FaultyStore, clock: ManualClock, **options: object) -> Scheduler:
-    return Scheduler(store, clock=clock, **options)  # type: ignore[arg-type]
+    return Scheduler(store, clock=clock, **options)  # type: ignore[arg-type]  # whatever a test gives
 
 
 @pytest.fixture

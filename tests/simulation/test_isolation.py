@@ -40,12 +40,16 @@ from asyncsched import (
     RunSucceeded,
     Scheduler,
     SerializationError,
+    Skip,
     current_run,
     every,
     once,
 )
 from asyncsched.codec import decode_definition, encode
-from asyncsched.contract import Record
+from asyncsched.contract import Entry, Record
+from asyncsched.execution import Execution
+from asyncsched.ledger import Ledger
+from asyncsched.plan import Ended
 from asyncsched.testing import ManualClock
 from tests.support.faulty import FaultyStore
 from tests.support.running import running
@@ -193,7 +197,7 @@ async def test_arguments_that_are_a_pickle_are_not_unpickled(
                 memory,
                 scheduler,
                 f"evil-{n}",
-                lambda record, arguments=arguments: replace(  # type: ignore[misc]
+                lambda record, arguments=arguments: replace(  # type: ignore[misc]  # mypy infers no type for a lambda's default
                     record, body=encode(replace(decode_definition(record.body), args=arguments))
                 ),
             )
@@ -249,6 +253,91 @@ async def test_a_trigger_that_raises_after_a_run_quarantines_its_job_and_keeps_t
     assert job.state == "quarantined"
     assert ran.count("broken") <= 1
     assert_healthy_ones_ran(ran, 100)
+
+
+async def test_a_trigger_that_raises_for_a_run_beside_others_quarantines_its_job_alone(
+    scheduler: Scheduler, clock: ManualClock, memory: MemoryStore, ran: list[str]
+) -> None:
+    def with_raising_trigger(record: Record) -> Record:
+        definition = decode_definition(record.body)
+        broken = replace(definition, trigger=Every(step_us=0, bound=definition.created_at))
+        return replace(record, body=encode(broken))
+
+    async with running(scheduler, clock=clock):
+        await scheduler.pause()
+        await scheduler.add_jobs(healthy())
+        await scheduler.add_job("work", every(1000), id="broken", overlap="allow", jitter=1)
+        await scheduler.run_job("broken")
+        await spoil(memory, scheduler, "broken", with_raising_trigger)
+        await scheduler.resume()
+        await clock.advance(35)
+        assert (await scheduler.get_job("broken")).state == "quarantined"
+    assert_healthy_ones_ran(ran, 3)
+
+
+async def test_a_trigger_that_raises_for_what_a_run_is_to_give_way_to_quarantines_its_job_alone(
+    scheduler: Scheduler, clock: ManualClock, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    next_of_every = Every.next
+
+    def bounded(trigger: Every, after: float) -> float | None:
+        if trigger.step_us == 17_000_000 and after >= (trigger.bound or 0.0) + 30:
+            raise OverflowError("no time")
+        return next_of_every(trigger, after)
+
+    async with running(scheduler, clock=clock):
+        await scheduler.add_jobs(healthy())
+        await scheduler.add_job("work", every(17), id="broken", overlap="cancel_running", jitter=1)
+        monkeypatch.setattr(Every, "next", bounded)
+        await clock.advance(35)
+        assert (await scheduler.get_job("broken")).state == "quarantined"
+    assert_healthy_ones_ran(ran, 3)
+
+
+# -- what cannot be written --------------------------------------------------------------------------------------------------
+
+
+async def test_the_text_of_an_error_that_has_no_encoding_is_kept_as_far_as_it_can_be(
+    scheduler: Scheduler, clock: ManualClock, ran: list[str]
+) -> None:
+    """As that of a file name that is not UTF-8."""
+
+    @scheduler.task(name="raises")
+    async def raises() -> None:
+        raise ValueError("no file \ud800 here")
+
+    @scheduler.task(name="skips")
+    async def skips() -> None:
+        raise Skip("missing", "no file \ud800 here")
+
+    async with running(scheduler, clock=clock):
+        await scheduler.add_jobs(healthy())
+        await scheduler.add_job("raises", id="raises")
+        await scheduler.add_job("skips", every(10), id="skips")
+        await clock.advance(35)
+        [run] = await scheduler.history.runs("raises")
+        assert (run.outcome, run.error) == ("failed", "ValueError: no file \\ud800 here")
+        decisions = await scheduler.history.decisions("skips")
+        assert {decision.detail for decision in decisions} == {"no file \\ud800 here"}
+    assert_healthy_ones_ran(ran, 3)
+
+
+async def test_a_run_whose_end_cannot_be_put_in_writing_quarantines_its_job_alone(
+    scheduler: Scheduler, clock: ManualClock, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_entry(ledger: Ledger, execution: Execution, end: Ended) -> Entry:
+        if execution.record.id == "odd":
+            raise OverflowError("\ud800")
+        return written(ledger, execution, end)
+
+    written = Ledger._run_entry
+    monkeypatch.setattr(Ledger, "_run_entry", run_entry)
+    async with running(scheduler, clock=clock):
+        await scheduler.add_jobs(healthy())
+        await scheduler.add_job("work", every(10), id="odd")
+        await clock.advance(35)
+        assert (await scheduler.get_job("odd")).state == "quarantined"
+    assert_healthy_ones_ran(ran, 3)
 
 
 # -- tasks -----------------------------------------------------------------------------------------------------------------
@@ -507,3 +596,31 @@ async def test_a_refused_claim_does_not_end_the_claiming(clock: ManualClock, ran
     assert store.faults.refused["claim"] == 0
     assert ran == ["job"]
     assert jobs == []
+
+
+@pytest.mark.parametrize("method", ["claim", "settle", "renew", "get"])
+async def test_an_error_that_no_store_may_raise_is_told_and_ends_nothing(
+    method: str, clock: ManualClock, ran: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    store = FaultyStore(SharedMemory())
+    scheduler = Scheduler(store, clock=clock, poll_interval=2, lease=6, heartbeat=None)
+
+    @scheduler.task(name="work")
+    async def work(seconds: float) -> None:
+        ran.append(current_run().job_id)
+        await clock.sleep(seconds)
+
+    async with running(scheduler, clock=clock):
+        await scheduler.add_job("work", once(delay=5), args=[10.0], id="long")
+        await scheduler.add_job("work", every(5), args=[0.0], id="recurring")
+        await clock.advance(1)
+        store.faults.broken[method] = 2
+        await clock.advance(30)
+        assert store.faults.broken[method] == 0
+        outcomes = [run.outcome for run in await scheduler.history.runs("long")]
+        recurring = len(await scheduler.history.runs("recurring"))
+    assert outcomes == ["succeeded"]
+    assert ran.count("long") == 1
+    assert recurring >= 4
+    assert f"{method}() forgot something" in caplog.text
+    assert "an error that no store may raise" in caplog.text

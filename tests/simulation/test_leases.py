@@ -14,9 +14,11 @@ updating a job while it runs loses the update, or progress  both are kept
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from typing import TypeVar
 
 import pytest
 
@@ -25,6 +27,7 @@ from asyncsched import (
     Job,
     JobLookupError,
     Retry,
+    RunFinished,
     RunLost,
     RunSucceeded,
     Scheduler,
@@ -32,12 +35,16 @@ from asyncsched import (
     every,
     once,
 )
+from asyncsched.contract import Claim, Renewal, Settled, Settlement
+from asyncsched.errors import StoreUnavailable
 from asyncsched.testing import ManualClock
 from tests.support.faulty import FaultyStore
 from tests.support.running import running
 from tests.support.stores import SharedMemory
 
 pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
 
 LEASE_S = 30.0
 
@@ -104,6 +111,9 @@ def make(clock: ManualClock, memory: SharedMemory, deeds: Deeds) -> Make:
         return scheduler, store
 
     return make
+
+
+async def _nothing() -> None: ...
 
 
 async def test_a_lease_is_renewed_at_a_third_of_its_length(clock: ManualClock, make: Make) -> None:
@@ -189,6 +199,27 @@ async def test_a_run_whose_lease_cannot_be_renewed_is_cancelled_before_another_m
     assert [run.outcome for run in runs if run.outcome != "lost"] == ["succeeded"]
 
 
+async def test_whoever_is_given_the_id_of_an_instance_gets_nothing_that_it_held_before_its_lease_s_end(
+    clock: ManualClock, make: Make, deeds: Deeds
+) -> None:
+    """A process that was killed comes back under its fixed id: its first claim is no repetition of the first one before it."""
+    (killed, link), (again, _), (client, _) = make("pod-0"), make("pod-0"), make("client")
+    async with running(client, killed, clock=clock):
+        await client.pause()
+        await killed.add_job("short", id="job")
+        await clock.advance(1)
+        link.faults.go_away()
+        await clock.advance(10)
+        async with running(again, clock=clock):
+            await clock.advance(2 * LEASE_S)
+            runs = await client.history.runs("job")
+        link.faults.come_back()
+        await clock.advance(2)
+    [_, (_, begun_again_at)] = deeds.of("begun")
+    assert LEASE_S <= begun_again_at <= LEASE_S + 1
+    assert [(run.outcome, run.fence) for run in runs] == [("succeeded", 2), ("lost", 1)]
+
+
 async def test_a_store_that_comes_back_before_the_deadline_costs_no_lease(
     clock: ManualClock, make: Make, deeds: Deeds
 ) -> None:
@@ -228,6 +259,58 @@ async def test_a_lease_is_trusted_from_the_first_time_that_it_was_asked_for(
     assert [name for name, _ in deeds.of("begun")] == ["late", "heir"]
     (_, cancelled_at), (_, begun_again_at) = deeds.of("cancelled")[0], deeds.of("begun")[1]
     assert cancelled_at <= begun_again_at
+
+
+@pytest.mark.parametrize("method", ["claim", "acquire"])
+async def test_a_lease_whose_run_begins_late_is_renewed_in_time(
+    clock: ManualClock, memory: SharedMemory, deeds: Deeds, method: str
+) -> None:
+    """The store took half a lease to answer to the claim, or to say that there is a place for the run."""
+
+    class Slow(FaultyStore):
+        async def _through(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+            answer = await super()._through(name, call)
+            if name == method:
+                await clock.sleep(LEASE_S / 2)
+            return answer
+
+    scheduler = Scheduler(Slow(memory), clock=clock, lease=LEASE_S, heartbeat=None)
+
+    async def work() -> None:
+        deeds.add("begun")
+        await clock.sleep(100)
+        deeds.add("ended")
+
+    scheduler.register(work, "work", max_concurrency=1)
+    async with running(scheduler, clock=clock):
+        await scheduler.add_job("work", id="job")
+        await clock.advance(200)
+        runs = await scheduler.history.runs("job")
+    assert len(deeds.of("begun")) == len(deeds.of("ended")) == 1
+    assert [run.outcome for run in runs] == ["succeeded"]
+
+
+async def test_what_has_begun_is_kept_while_others_of_its_batch_wait_for_their_places(
+    clock: ManualClock, make: Make, deeds: Deeds
+) -> None:
+    (first, link), (second, _) = make("a"), make("b")
+    for scheduler in (first, second):
+        scheduler.register(_nothing, "limited", max_concurrency=1)
+    async with running(first, second, clock=clock):
+        await first.pause()
+        await second.pause()
+        await first.add_job("long")
+        await first.add_job("limited")
+        link.faults.go_away({"acquire"})
+        await first.resume()
+        await clock.advance(1)
+        await second.resume()
+        await clock.advance(310)
+        link.faults.come_back()
+        await clock.advance(5)
+        assert await first.get_jobs() == []
+    assert [instance for instance, _ in deeds.of("begun")] == ["a"]
+    assert len(deeds.of("ended")) == 1
 
 
 async def test_a_zombie_cannot_settle_what_its_successor_holds_or_has_settled(
@@ -292,6 +375,70 @@ async def test_an_end_that_waits_while_its_own_instance_gets_the_job_again_is_wr
     assert job.state == "scheduled"
 
 
+async def test_an_update_is_kept_though_its_own_instance_gets_the_job_again_before_the_end_is_written(
+    clock: ManualClock, make: Make, deeds: Deeds
+) -> None:
+    (scheduler, link), (client, _) = make("a"), make("client")
+    async with running(scheduler, client, clock=clock):
+        await client.pause()
+        for id in ("moved", "asked for"):
+            await client.add_job("short", id=id)
+        await clock.advance(1)
+        link.faults.go_away({"settle", "renew"})
+        link.faults.claimed.clear()
+        await clock.advance(6)
+        await client.reschedule_job("moved", once(delay=1000))
+        await client.run_job("asked for")
+        await clock.advance(LEASE_S)
+        assert sum(link.faults.claimed) == 2
+        link.faults.come_back()
+        await clock.advance(20)
+        assert [job.id for job in await client.get_jobs()] == ["moved"]
+        assert [run.outcome for run in await client.history.runs("asked for")] == [
+            "succeeded",
+            "succeeded",
+            "lost",
+        ]
+        await clock.advance(1000)
+        assert [run.outcome for run in await client.history.runs("moved")] == [
+            "succeeded",
+            "succeeded",
+            "lost",
+        ]
+    assert len(deeds.of("begun")) == 4
+
+
+async def test_a_run_gives_back_the_slot_of_the_queue_that_it_began_in(
+    clock: ManualClock, memory: SharedMemory, deeds: Deeds
+) -> None:
+    """Its job was moved to another queue before its own instance got it again."""
+    link = FaultyStore(memory)
+    scheduler = Scheduler(link, queues={"slow": 1, "other": 1}, clock=clock, lease=LEASE_S, heartbeat=None)
+    client = Scheduler(memory, queues=(), clock=clock, heartbeat=None)
+
+    async def stubborn() -> None:
+        deeds.add("begun")
+        end_at = clock.monotonic() + 2 * LEASE_S
+        while clock.monotonic() < end_at:
+            with suppress(BaseException):
+                await clock.sleep(end_at - clock.monotonic())
+
+    for one in (scheduler, client):
+        one.register(stubborn, "stubborn")
+        one.register(_nothing, "nothing")
+    async with running(scheduler, client, clock=clock):
+        await client.add_job("stubborn", id="moved", queue="slow", cancel_grace=1000)
+        await clock.advance(1)
+        link.faults.go_away()
+        await client.update_job("moved", queue="other")
+        await clock.advance(LEASE_S + 5)
+        link.faults.come_back()
+        await clock.advance(4 * LEASE_S)
+        await client.add_job("nothing", id="next", queue="slow")
+        await clock.advance(1)
+        assert await client.history.runs("next") != []
+
+
 async def test_a_ghost_of_a_removed_job_settles_nothing_of_the_one_that_has_its_id_now(
     clock: ManualClock, make: Make, deeds: Deeds
 ) -> None:
@@ -310,6 +457,36 @@ async def test_a_ghost_of_a_removed_job_settles_nothing_of_the_one_that_has_its_
     assert [at for _, at in deeds.of("begun")] == pytest.approx([0, 501], abs=1)
 
 
+async def test_the_end_of_a_run_is_written_though_that_of_its_removed_predecessor_waits_with_it(
+    clock: ManualClock, memory: SharedMemory
+) -> None:
+    link = FaultyStore(memory)
+    scheduler = Scheduler(
+        link, clock=clock, lease=LEASE_S, heartbeat=None, store_retry=Retry(base=0.5, max_delay=1)
+    )
+    begun: list[str] = []
+
+    @scheduler.task(name="sleep")
+    async def sleep(seconds: float) -> None:
+        begun.append(current_run().job_id)
+        await clock.sleep(seconds)
+
+    async with running(scheduler, clock=clock):
+        await scheduler.add_job("sleep", args=[7], id="job")
+        await clock.advance(1)
+        await scheduler.remove_job("job")
+        await scheduler.add_job("sleep", args=[5], id="job")
+        await scheduler.add_job("sleep", args=[4], id="first to end")
+        await clock.advance(1)
+        link.faults.go_away({"settle", "renew"})
+        await clock.advance(19)
+        link.faults.come_back()
+        await clock.advance(3 * LEASE_S)
+        runs = await scheduler.history.runs("job")
+    assert Counter(begun) == {"job": 2, "first to end": 1}
+    assert "succeeded" in [run.outcome for run in runs]
+
+
 async def test_a_run_whose_job_is_removed_may_end_in_peace(
     clock: ManualClock, make: Make, deeds: Deeds
 ) -> None:
@@ -322,6 +499,19 @@ async def test_a_run_whose_job_is_removed_may_end_in_peace(
         runs = await scheduler.history.runs("job")
     assert len(deeds.of("ended")) == 1
     assert [run.outcome for run in runs] == ["succeeded"]
+
+
+async def test_a_run_whose_job_is_removed_and_added_again_may_end_in_peace(
+    clock: ManualClock, make: Make, deeds: Deeds
+) -> None:
+    scheduler, _ = make("a")
+    async with running(scheduler, clock=clock):
+        await scheduler.add_job("long", id="job")
+        await clock.advance(1)
+        await scheduler.remove_job("job")
+        await scheduler.add_job("short", once(delay=5000), id="job")
+        await clock.advance(400)
+    assert len(deeds.of("ended")) == 1
 
 
 async def test_updating_a_job_while_it_runs_keeps_the_update_and_the_progress(
@@ -437,3 +627,109 @@ async def test_a_zombie_of_a_one_shot_is_refused_though_its_successor_has_delete
         runs = await second.history.runs("job")
     assert told == ["heir succeeded"]
     assert [(run.outcome, run.result) for run in runs if run.outcome != "lost"] == [("succeeded", "heir")]
+
+
+async def test_an_end_that_may_reach_the_store_after_its_lease_is_written_under_a_longer_one(
+    clock: ManualClock, memory: SharedMemory
+) -> None:
+    class Strained(FaultyStore):
+        """Renews at one instant only, and takes half a lease to settle."""
+
+        renews_at = 0.0
+
+        async def renew(self, claims: Sequence[Claim], lease_s: float) -> Renewal:
+            if clock.monotonic() != self.renews_at:
+                raise StoreUnavailable("not now")
+            return await super().renew(claims, lease_s)
+
+        async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+            await clock.sleep(LEASE_S / 2)
+            return await super().settle(settlements)
+
+    strained, begun = Strained(memory), []
+    first = Scheduler(strained, clock=clock, lease=LEASE_S, id="first", heartbeat=None)
+    second = Scheduler(memory, clock=clock, lease=LEASE_S, id="second", heartbeat=None)
+
+    async def work() -> None:
+        begun.append(current_run().instance)
+        await clock.sleep(19.77)
+        strained.renews_at = clock.monotonic()
+
+    for one in (first, second):
+        one.register(work, "work")
+    async with running(first, second, clock=clock):
+        await second.pause()
+        await first.add_job("work", once(delay=0.31), id="job")
+        await clock.advance(1)
+        await second.resume()
+        await clock.advance(3 * LEASE_S)
+        assert [run.outcome for run in await second.history.runs("job")] == ["succeeded"]
+    assert begun == ["first"]
+
+
+@pytest.mark.parametrize("method", ["renew", "release"])
+async def test_an_end_is_not_written_by_an_answer_that_is_older_than_its_lease(
+    clock: ManualClock, memory: SharedMemory, deeds: Deeds, method: str
+) -> None:
+    """A process freezes between the last look at its lease, or the release of its place, and the settlement."""
+
+    class Freezing(FaultyStore):
+        is_freezing = False
+
+        async def _through(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+            if name != method or not self.is_freezing:
+                return await super()._through(name, call)
+            self.is_freezing = False
+            answer = await call()
+            self.faults.go_away()
+            await clock.sleep(3 * LEASE_S)
+            self.faults.come_back()
+            return answer
+
+    link = Freezing(memory)
+    frozen = Scheduler(link, clock=clock, lease=LEASE_S, id="frozen", heartbeat=None)
+    heir = Scheduler(memory, clock=clock, lease=LEASE_S, id="heir", heartbeat=None)
+
+    async def work() -> None:
+        deeds.add("begun")
+        await clock.sleep(20)
+        if current_run().instance == "frozen":
+            link.faults.come_back()
+            link.is_freezing = True
+
+    for one in (frozen, heir):
+        one.register(work, "work", max_concurrency=1)
+    async with running(frozen, heir, clock=clock):
+        await heir.pause()
+        link.faults.go_away({"renew"})
+        await frozen.add_job("work", id="job")
+        await clock.advance(1)
+        await heir.resume()
+        await clock.advance(5 * LEASE_S)
+        assert not link.is_freezing
+        runs = await heir.history.runs("job")
+    assert [instance for instance, _ in deeds.of("begun")] == ["frozen", "heir"]
+    assert [(run.outcome, run.instance) for run in runs if run.outcome != "lost"] == [("succeeded", "heir")]
+
+
+async def test_a_run_that_lost_its_lease_is_cancelled_though_its_successor_has_deleted_the_job(
+    clock: ManualClock, memory: SharedMemory
+) -> None:
+    """The first thing that its process hears when it goes on is that the job is gone, as if it had been removed."""
+    scheduler = Scheduler(memory, clock=clock, lease=LEASE_S, heartbeat=None)
+    told: list[str] = []
+    scheduler.on(RunFinished, lambda event: told.append(event.outcome))
+
+    async def stands_still() -> None:
+        await clock.sleep(LEASE_S / 3 - 0.5)
+        clock._move(round((clock.monotonic() + 3 * LEASE_S) * 1e6))
+        [record] = (await memory.claim(["default"], "heir", 1, LEASE_S)).records
+        await memory.settle([Settlement(record.id, record.fence, "heir", record.version, delete=True)])
+        await clock.sleep(LEASE_S)
+
+    scheduler.register(stands_still, "stands still")
+    async with running(scheduler, clock=clock):
+        await scheduler.add_job("stands still", id="job")
+        await clock.advance(6 * LEASE_S)
+        assert await scheduler.history.runs("job") == []
+    assert told == ["lost"]

@@ -17,13 +17,25 @@ from typing import Any
 
 import pytest
 
-from asyncsched import Decision, Jitter, MemoryStore, Retention, Retry, Scheduler, every, once
+from asyncsched import (
+    Decision,
+    Jitter,
+    MemoryStore,
+    Retention,
+    Retry,
+    Scheduler,
+    current_run,
+    every,
+    once,
+)
 from asyncsched.definition import Cursor, Definition
-from asyncsched.jobs import policies_from
+from asyncsched.model import Overlap
 from asyncsched.plan import Ended, Span, Start, Step, decide, ended
 from asyncsched.rules import rules_of
+from asyncsched.specs import policies_from
 from asyncsched.testing import ManualClock
 from tests.support.running import running
+from tests.support.stores import SharedMemory
 
 pytestmark = pytest.mark.anyio
 
@@ -108,8 +120,8 @@ class Story:
                 took = takes.pop(0) if len(takes) > 1 else takes[0]
                 end_ = Ended("succeeded", now, now + took)
                 gives_way = rules.overlap == "cancel_running" and step.following is not None
-                if gives_way and step.following < now + took:  # type: ignore[operator]
-                    end_ = Ended("cancelled", now, step.following)  # type: ignore[arg-type]
+                if gives_way and step.following < now + took:  # type: ignore[operator]  # gives_way says that there is one
+                    end_ = Ended("cancelled", now, step.following)  # type: ignore[arg-type]  # likewise
                 if end_.finished > START_S + self.until:
                     return
                 self.ran.append((step.fire - START_S, round(now - START_S, 1), end_.outcome))
@@ -239,6 +251,19 @@ async def test_a_run_asked_for_by_hand_overlaps_what_comes_meanwhile(
         await scheduler.run_job("job")
         await clock.advance(27)
         assert await fires_of(scheduler) == [5, 20, 30]
+        assert await decisions_of(scheduler) == [("overlap", 10, 10, 1, False)]
+
+
+async def test_a_run_asked_for_by_hand_overlaps_one_fire_time_of_a_job_that_waits_for_the_end_of_runs(
+    clock: ManualClock, scheduler: Scheduler
+) -> None:
+    async with running(scheduler, clock=clock):
+        scheduler.task(name="work")(Taking(clock, 32.0, 0.0).__call__)
+        await scheduler.add_job("work", every(10, after="finish"), id="job")
+        await clock.advance(5)
+        await scheduler.run_job("job")
+        await clock.advance(53)
+        assert await fires_of(scheduler) == [5, 47, 57]
         assert await decisions_of(scheduler) == [("overlap", 10, 10, 1, False)]
 
 
@@ -399,3 +424,55 @@ async def test_a_policy_that_is_changed_holds_from_the_next_claim(
         await scheduler.update_job("job", jitter=None, max_runs=2)
         await clock.advance(30)
         assert await fires_of(scheduler) == [10, 20]
+
+
+@pytest.mark.parametrize("overlap", ["skip", "queue_one", "queue_all", "cancel_running"])
+async def test_what_is_caught_up_with_runs_though_one_of_them_is_tried_again(
+    clock: ManualClock, scheduler: Scheduler, overlap: Overlap
+) -> None:
+    """A fire time that passed before the attempt began overlaps nothing."""
+    began: list[tuple[float, int]] = []
+    async with running(scheduler, clock=clock):
+
+        @scheduler.task(name="work")
+        async def work() -> None:
+            run = current_run()
+            began.append((since(run.fire_time), run.attempt))
+            await clock.sleep(0.1)
+            if len(began) == 3:
+                raise ValueError("once")
+
+        await scheduler.add_job(
+            "work", every(100), id="job", catch_up="all", overlap=overlap, retry=Retry(delays=[2])
+        )
+        await clock.advance(101)
+        await scheduler.pause()
+        await clock.advance(500)
+        await scheduler.resume()
+        await clock.advance(50)
+        assert began == [(100, 1), (200, 1), (300, 1), (300, 2), (400, 1), (500, 1), (600, 1)]
+        assert await scheduler.history.decisions("job") == []
+
+
+async def test_what_passed_after_a_stop_that_cancelled_the_run_is_caught_up_with(clock: ManualClock) -> None:
+    store = SharedMemory()
+    first, second = Scheduler(store, clock=clock), Scheduler(store, clock=clock)
+    for scheduler in (first, second):
+        scheduler.task(name="work")(Taking(clock, 2.5).__call__)
+    async with running(first, clock=clock):
+        await first.add_job("work", every(10), id="job", catch_up="all")
+        await clock.advance(21)
+    await clock.advance(34)
+    async with running(second, clock=clock):
+        await clock.advance(19)
+        assert await runs_of(second) == [
+            (10, 10, "succeeded"),
+            (20, 20, "cancelled"),
+            (20, 55, "succeeded"),
+            (30, 57.5, "succeeded"),
+            (40, 60, "succeeded"),
+            (50, 62.5, "succeeded"),
+            (60, 65, "succeeded"),
+            (70, 70, "succeeded"),
+        ]
+        assert await decisions_of(second) == []

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
-from asyncsched import MemoryStore, Retry, Scheduler, current_run, every
+from asyncsched import (
+    MemoryStore,
+    Retry,
+    Scheduler,
+    Snooze,
+    current_run,
+    every,
+)
 from asyncsched.testing import ManualClock
 from tests.support.running import running
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -193,3 +203,50 @@ async def test_after_an_outage_an_overlapping_job_catches_up_as_any_other(
         assert work.began == [10, 50, 60]
         assert sorted(work.now) == [50, 60]
         assert await decisions_of(scheduler) == [("catch_up_limit", 20, 40, 3)]
+
+
+async def test_runs_that_were_claimed_together_are_told_apart(tmp_path: Path) -> None:
+    scheduler = Scheduler(f"sqlite:///{tmp_path}/jobs.db")
+    again_at = datetime.now(UTC) + timedelta(seconds=1.5)
+    under_way: list[str] = []
+    async with running(scheduler):
+
+        @scheduler.task(name="work")
+        async def work() -> None:
+            if datetime.now(UTC) < again_at:
+                raise Snooze(again_at)
+            under_way.append(current_run().id)
+            await asyncio.sleep(60)
+
+        await scheduler.add_job("work", every(0.2), id="job", overlap="allow", max_runs=2)
+        await eventually(lambda: len(under_way) == 2)
+        assert len({run.fence for run in scheduler.running()}) == 1
+        one, other = sorted(under_way)
+        assert one != other
+        await scheduler.cancel_run(one)
+        await eventually(lambda: [run.id for run in scheduler.running()] == [other])
+        await scheduler.cancel_run(other)
+        await eventually(lambda: not scheduler.running())
+        runs = await scheduler.history.runs("job")
+    assert sorted(run.id for run in runs if run.id in under_way) == [one, other]
+
+
+async def test_a_retry_that_is_pending_when_a_job_becomes_an_overlapping_one_is_made_once(
+    clock: ManualClock, scheduler: Scheduler
+) -> None:
+    attempts: list[tuple[float, int]] = []
+
+    async def second() -> None:
+        attempts.append((since(current_run().fire_time), current_run().attempt))
+        if len(attempts) == 1:
+            raise ValueError("it fails")
+
+    scheduler.register(second, "second")
+    async with running(scheduler, clock=clock, timeout=10):
+        await scheduler.add_job("second", every(100), id="job", retry=Retry(max_attempts=3, base=30))
+        await clock.advance(110)
+        await scheduler.update_job("job", overlap="allow")
+        for _ in range(10):
+            await clock.advance(10)
+        assert attempts == [(100, 1), (100, 2), (200, 1)]
+        assert await decisions_of(scheduler) == []

@@ -9,8 +9,10 @@ import pytest
 
 from asyncsched import JobSpec, Retry, Run, Scheduler, current_run, once
 from asyncsched.testing import ManualClock
+from tests.support.faulty import FaultyStore
 from tests.support.running import running, stopped
 from tests.support.stores import SharedMemory
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -102,8 +104,9 @@ async def test_nothing_is_claimed_once_stop_was_called(clock: ManualClock) -> No
     assert begun == ["runs"]
 
 
+@pytest.mark.parametrize("cleans_up", [True, False])
 async def test_a_run_that_a_stop_cancels_is_made_again_without_having_spent_an_attempt(
-    clock: ManualClock,
+    clock: ManualClock, cleans_up: bool
 ) -> None:
     store = SharedMemory()
     attempts: list[int] = []
@@ -114,7 +117,12 @@ async def test_a_run_that_a_stop_cancels_is_made_again_without_having_spent_an_a
         @scheduler.task(name="work", retry=Retry(max_attempts=1))
         async def work() -> None:
             attempts.append(current_run().attempt)
-            await clock.sleep(60)
+            try:
+                await clock.sleep(60)
+            except asyncio.CancelledError:
+                if cleans_up:
+                    raise
+                raise ConnectionError("the rollback failed") from None
 
         return scheduler
 
@@ -151,3 +159,28 @@ async def test_a_run_that_had_not_taken_its_first_step_is_cancelled_at_once(
         await clock.advance(0)
         assert stopping.done()
     assert "abandoned" not in caplog.text
+
+
+async def test_a_drain_that_is_cut_while_a_claim_is_on_its_way_does_not_begin() -> None:
+    store = FaultyStore(SharedMemory())
+    scheduler = Scheduler(store)
+    begun = asyncio.Event()
+    await scheduler.start()
+
+    @scheduler.task(name="long")
+    async def long() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    await scheduler.enqueue("long")
+    await begun.wait()
+    store.faults.delay_s["claim"] = 0.3
+    asked = store.faults.calls["claim"]
+    await scheduler.enqueue("long")
+    await eventually(lambda: store.faults.calls["claim"] > asked)
+    stopping = asyncio.create_task(scheduler.stop(drain=600))
+    await asyncio.sleep(0)
+    stopping.cancel()
+    async with asyncio.timeout(10):
+        await asyncio.wait([stopping])
+    assert scheduler.state == "stopped"

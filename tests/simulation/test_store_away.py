@@ -13,7 +13,9 @@ ends pile up without bound meanwhile                        claiming stops at th
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import pytest
 
@@ -21,6 +23,7 @@ from asyncsched import (
     JobSpec,
     MemoryStore,
     Retry,
+    RunSucceeded,
     Scheduler,
     StoreDegraded,
     StoreEvent,
@@ -30,6 +33,7 @@ from asyncsched import (
     every,
     once,
 )
+from asyncsched.contract import Filter, JobStore, Record
 from asyncsched.testing import ManualClock
 from asyncsched.worker import MAX_UNSETTLED
 from tests.support.faulty import FaultyStore
@@ -37,6 +41,8 @@ from tests.support.running import running
 from tests.support.stores import SharedMemory
 
 pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -49,8 +55,8 @@ def store() -> FaultyStore:
     return FaultyStore(MemoryStore())
 
 
-def make(store: FaultyStore | dict[str, FaultyStore], clock: ManualClock, **options: object) -> Scheduler:
-    scheduler = Scheduler(store, clock=clock, **options)  # type: ignore[arg-type]
+def make(store: JobStore | Mapping[str, JobStore], clock: ManualClock, **options: object) -> Scheduler:
+    scheduler = Scheduler(store, clock=clock, **options)  # type: ignore[arg-type]  # whatever a test gives
 
     @scheduler.task(name="work")
     async def work() -> str:
@@ -139,6 +145,48 @@ async def test_the_jobs_of_other_stores_run_on_time_while_one_is_away(clock: Man
         await clock.advance(100)
         assert ran == [("other", at) for at in range(10, 101, 10)]
         away.faults.come_back()
+
+
+@pytest.mark.parametrize("queues", [{"default": None}, {"default": 3, "other": None}])
+async def test_claims_of_several_stores_at_once_start_no_more_than_there_are_slots(
+    clock: ManualClock, queues: dict[str, int | None]
+) -> None:
+    class Slow(FaultyStore):
+        async def _through(self, method: str, call: Callable[[], Awaitable[T]]) -> T:
+            if method == "claim":
+                await clock.sleep(0.1)
+            return await super()._through(method, call)
+
+    stores: dict[str, JobStore] = {
+        "default": Slow(SharedMemory()),
+        "other": Slow(SharedMemory()),
+        "quick": SharedMemory(),
+    }
+    scheduler = make(stores, clock, queues=queues, concurrency=10 if queues["default"] else 3)
+    under_way = most = 0
+    ran = Counter[str]()
+
+    @scheduler.task(name="works")
+    async def works() -> None:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            await clock.sleep(5)
+            ran[current_run().store] += 1
+        finally:
+            under_way -= 1
+
+    async with running(scheduler, clock=clock):
+        await scheduler.add_jobs([JobSpec("works", store=name) for name in stores for _ in range(10)])
+        await clock.advance(21)
+    left = [record for store in stores.values() for record in await store.page(Filter(), 100)]
+    assert [record for record in left if record.holder is not None] == []
+    assert len([record for record in left if record.task == "works"]) == 30 - ran.total()
+    async with running(scheduler, clock=clock):
+        await clock.advance(50)
+    assert most == 3
+    assert dict(ran) == dict.fromkeys(stores, 10)
 
 
 async def test_ends_that_are_held_for_one_store_take_no_slots_from_the_others(clock: ManualClock) -> None:
@@ -332,3 +380,20 @@ async def test_the_run_of_a_job_that_was_removed_does_not_end_the_job_that_was_a
         runs = await scheduler.history.runs("job")
     # What runs for a job that is no more has lost it to the new one.
     assert [run.fence for run in runs if run.outcome == "succeeded"] == [begun[1]]
+
+
+async def test_a_store_that_takes_long_to_say_which_queues_are_paused_does_not_keep_jobs_from_running(
+    clock: ManualClock,
+) -> None:
+    class Slow(FaultyStore):
+        async def get(self, ids: Sequence[str]) -> dict[str, Record]:
+            await clock.sleep(8)
+            return await super().get(ids)
+
+    scheduler = make(Slow(MemoryStore()), clock, queues={"default": 5})
+    ran: list[str] = []
+    scheduler.on(RunSucceeded, lambda event: ran.append(event.job_id))
+    async with running(scheduler, clock=clock):
+        await scheduler.add_job("work", once(delay=1), id="job")
+        await clock.advance(30)
+        assert ran == ["job"]

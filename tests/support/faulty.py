@@ -43,12 +43,16 @@ class Faults:
     away: set[str] = field(default_factory=set)
     #: How many of the next calls are performed, and their replies lost.
     lost: Counter[str] = field(default_factory=Counter)
+    #: Which other calls lose their replies: asked once for each call that the store has performed.
+    loses: Callable[[str], bool] = lambda _method: False
     #: Seconds that each call of a method takes longer.
     delay_s: dict[str, float] = field(default_factory=dict)
     #: Settlements that are refused for good, and their whole batch with them.
     is_poison: Callable[[Settlement], bool] = lambda _settlement: False
     #: Methods that are refused for good, so many times.
     refused: Counter[str] = field(default_factory=Counter)
+    #: Methods that raise what no store may raise, so many times.
+    broken: Counter[str] = field(default_factory=Counter)
     #: Claims get nothing, though something is due: as where other transactions have locked it all.
     is_withholding: bool = False
     #: Hints are swallowed.
@@ -82,9 +86,12 @@ class FaultyStore:
         if faults.refused[method] > 0:
             faults.refused[method] -= 1
             raise StoreError(f"{method}() is refused")
+        if faults.broken[method] > 0:
+            faults.broken[method] -= 1
+            raise ValueError(f"{method}() forgot something")
         answer = await call()
-        if faults.lost[method] > 0:
-            faults.lost[method] -= 1
+        if faults.lost[method] > 0 or faults.loses(method):
+            faults.lost[method] -= faults.lost[method] > 0
             raise StoreUnavailable(f"the reply to {method}() was lost")
         return answer
 
@@ -146,8 +153,10 @@ class FaultyStore:
     def on_hint(self, callback: Callable[[float | None], None]) -> Callable[[], None]:
         return self.inner.on_hint(lambda wake_at: None if self.faults.is_mute else callback(wake_at))
 
-    async def acquire(self, keys: Sequence[str], holder: str, lease_s: float) -> dict[str, Lease]:
-        return await self._through("acquire", lambda: self.inner.acquire(keys, holder, lease_s))
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
+        return await self._through("acquire", lambda: self.inner.acquire(keys, holder, lease_s, limit))
 
     async def extend(self, leases: Sequence[Lease], lease_s: float) -> dict[str, Lease]:
         return await self._through("extend", lambda: self.inner.extend(leases, lease_s))

@@ -58,5 +58,10 @@ class Noting:
     def assert_degraded_and_recovered(self, since: float) -> None:
         """It said that the store was away, and afterwards that it was back."""
         kinds = [kind for at, kind in self.told if at >= since]
-        assert kinds[:1] == [StoreDegraded]
-        assert kinds[-1:] == [StoreRecovered]
+        assert kinds[:1] == [StoreDegraded], kinds
+        assert kinds[-1:] == [StoreRecovered], kinds
+
+    def assert_recovered_each_time(self) -> None:
+        """As often as it said that the store was away, it said next that it was back."""
+        kinds = [kind for _, kind in self.told]
+        assert kinds == [StoreDegraded, StoreRecovered] * (len(kinds) // 2), kinds

@@ -8,6 +8,7 @@ then, so that the request was received and performed for certain.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,8 @@ from urllib.parse import urlsplit, urlunsplit
 __all__ = ["Connection", "Proxy", "proxied"]
 
 _CHUNK = 1 << 16
+#: Where a URL of Firestore names the server, its host being the project.
+_EMULATOR = re.compile(r"emulator_host=([^&]+)")
 #: A reset where there would be an orderly end: the peer of a machine that went down sees no more than that.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -63,7 +66,7 @@ class Proxy:
         self.latency_s = 0.0
         #: New connections are reset at once.
         self.refuses = False
-        #: Chunks from clients so far: for a protocol of request and answer, round trips.
+        #: Chunks from clients so far: for a protocol of request and answer, round trips. What is mere upkeep of HTTP/2 is none.
         self.requests = 0
         #: Replies that were lost so far.
         self.lost = 0
@@ -130,6 +133,8 @@ class Proxy:
 
     def of(self, url: str) -> str:
         """*url* by way of this proxy."""
+        if emulator := _EMULATOR.search(url):
+            return url.replace(emulator[0], f"emulator_host=127.0.0.1:{self.port}")
         parts = urlsplit(url)
         login, at, _ = parts.netloc.rpartition("@")
         return urlunsplit(parts._replace(netloc=f"{login}{at}127.0.0.1:{self.port}"))
@@ -165,7 +170,7 @@ class Proxy:
 
     async def _requests(self, connection: Connection, reader: asyncio.StreamReader) -> None:
         while data := await reader.read(_CHUNK):
-            self.requests += 1
+            self.requests += not _is_upkeep(data)
             if len(connection.sent) < _CHUNK:
                 connection.sent += data
             await self._pause(connection)
@@ -203,6 +208,18 @@ class Proxy:
         return False
 
 
+#: Frames of HTTP/2: the end of a stream that was given up, settings, pings (gRPC servers send one with each answer), windows.
+_UPKEEP = frozenset({3, 4, 6, 8})
+
+
+def _is_upkeep(data: bytes) -> bool:
+    """Whether *data* is nothing but frames of HTTP/2 that ask for nothing."""
+    at = 0
+    while at + 9 <= len(data) and data[at + 3] in _UPKEEP:
+        at += 9 + int.from_bytes(data[at : at + 3])
+    return at == len(data) > 0
+
+
 def _reset(writer: asyncio.StreamWriter) -> None:
     found = writer.get_extra_info("socket")
     if found is not None and found.fileno() >= 0:
@@ -213,7 +230,8 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 @asynccontextmanager
 async def proxied(url: str) -> AsyncIterator[Proxy]:
     """A proxy in front of the server of *url*, for the length of a block."""
-    parts = urlsplit(url)
+    emulator = _EMULATOR.search(url)
+    parts = urlsplit(f"//{emulator[1]}" if emulator else url)
     assert parts.hostname is not None
     assert parts.port is not None
     proxy = Proxy(parts.hostname, parts.port)

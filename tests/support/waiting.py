@@ -10,7 +10,7 @@ __all__ = ["eventually"]
 
 
 async def eventually(
-    condition: Callable[[], object | Awaitable[object]], timeout: float = 20.0, what: str = ""
+    condition: Callable[[], object | Awaitable[object]], timeout: float = 60.0, what: str = ""
 ) -> None:
     """Return once *condition* holds; fails after *timeout* real seconds. For what other threads and processes do."""
     try:

@@ -10,30 +10,54 @@ from typing import TYPE_CHECKING, Any, assert_type
 
 from asyncsched import (
     AsyncSchedError,
+    Backfill,
+    BackfillProgress,
     Call,
+    CallNext,
     Carry,
+    Change,
+    Condition,
     CurrentRun,
+    CurrentWorkflow,
     Decision,
+    Effect,
     Event,
+    Figures,
     Finish,
+    Future,
+    Health,
+    HealthRule,
+    Instance,
     Job,
     JobAdded,
     JobEvent,
+    JobLimited,
     JobLookupError,
     JobSpec,
     JobStore,
     MemoryStore,
+    Monitor,
+    Plan,
+    Pool,
     Receipt,
     Retention,
     Retry,
     RetryLater,
     Run,
     RunFinished,
+    Runner,
+    RunnerJob,
     Scheduler,
     Snooze,
     Stats,
+    StepStatus,
+    StoreSummary,
+    Summary,
     Task,
     Trigger,
+    Workflow,
+    WorkflowRun,
+    WorkflowStatus,
     all_of,
     any_of,
     calendar,
@@ -42,9 +66,13 @@ from asyncsched import (
     every,
     excluding,
     manual,
+    on_complete,
+    on_failure,
     once,
     parse_trigger,
 )
+from asyncsched.middleware import CircuitBreaker, CircuitState, circuit_breaker, log_runs, timeout
+from asyncsched.tasks import HttpResult, ShellResult, echo, http, shell
 from asyncsched.testing import ManualClock, run_due
 
 if TYPE_CHECKING:
@@ -54,7 +82,7 @@ if TYPE_CHECKING:
 # -- making one --------------------------------------------------------------------------------------------------------
 
 
-async def middleware(run: CurrentRun, call_next: Any) -> Any:
+async def middleware(run: CurrentRun, call_next: CallNext) -> Any:
     assert_type(run.job_id, str)
     await call_next()
     return await call_next(run)
@@ -78,6 +106,11 @@ everything = Scheduler(
     retention=Retention(age=timedelta(days=7), per_job=100, every=60),
     history=True,
     defaults={"timeout": 60, "retry": Retry(max_attempts=3)},
+    application="shop",
+    revision=7,
+    gone="remove",
+    orphans="pause",
+    orphan_after=timedelta(days=30),
     middleware=[middleware],
     lifespan=lifespan,
     clock=ManualClock(),
@@ -100,7 +133,14 @@ async def send(to: str, subject: str = "") -> int:
     return len(to) + len(subject)
 
 
-@scheduler.task(name="plain", timeout=5, retry=Retry(max_attempts=2), executor="thread")
+@scheduler.task(
+    name="plain",
+    timeout=5,
+    retry=Retry(max_attempts=2),
+    executor="thread",
+    max_concurrency=3,
+    rate_limit="5/s",
+)
 def plain(n: int) -> bytes:
     return bytes(n)
 
@@ -163,6 +203,7 @@ async def use_jobs(at: datetime) -> None:
 
     assert_type(await scheduler.add_job(send, once(delay=5), args=["a"], kwargs={"subject": "b"}), Job)
     await scheduler.add_job(send.bind("a"), "0 9 * * mon-fri", on_conflict="keep")
+    await scheduler.add_job(send, args=["a"], concurrency_key="k", concurrency_limit=2, rate_limit="5/s")
     await scheduler.add_job("plain", cron("@daily", tz="Europe/Berlin"), args=[5], run_immediately=True)
     await scheduler.add_job(plain, manual(), args=(5,), on_exhausted="pause", retry=Retry(), timeout=5)
     await scheduler.add_job(len, once(at), args=[[]], store="file", queue="mail", priority=9)
@@ -174,8 +215,9 @@ async def use_jobs(at: datetime) -> None:
     assert_type(await scheduler.add_jobs(specs, errors="return"), list[Job | AsyncSchedError])
 
     assert_type(await scheduler.enqueue(send, "a", subject="b"), Receipt)
-    await scheduler.enqueue(send, 5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    await scheduler.enqueue(send)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue]
+    assert_type(await scheduler.enqueue("by-name", "a", subject="b"), Receipt)
+    await scheduler.enqueue(send, 5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    await scheduler.enqueue(send)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
     job = await scheduler.get_job("x")
     assert_type(job.next_fire_time, datetime | None)
@@ -265,6 +307,11 @@ def use_values(at: datetime) -> None:
 # -- events ------------------------------------------------------------------------------------------------------------
 
 
+def hear_limited(event: JobLimited) -> None:
+    assert_type(event.limit, str)
+    assert_type(event.until, datetime | None)
+
+
 def hear_added(event: JobAdded) -> None:
     assert_type(event.job_id, str)
 
@@ -290,6 +337,155 @@ def use_events() -> None:
     scheduler.on(RunFinished, hear_added)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
+# -- pool --------------------------------------------------------------------------------------------------------------
+
+
+async def length_of(text: str) -> int:
+    return len(text)
+
+
+def repeat(text: str, times: int = 2) -> str:
+    return text * times
+
+
+async def use_a_pool(texts: Sequence[str], stream: AsyncIterator[str]) -> None:
+    async with Pool(10, queue_size=5, clock=ManualClock()) as pool:
+        assert_type(await pool.go(length_of, "a"), None)
+        assert_type(pool.try_go(repeat, "a", times=3), bool)
+        future = pool.submit(length_of, "a")
+        assert_type(future, Future[int])
+        assert_type(await future, int)
+        assert_type(await future.wait(timedelta(seconds=5)), int)
+        assert_type(future.ready, bool)
+        assert_type(pool.submit(repeat, "a", 5), Future[str])
+        assert_type(await pool.map(length_of, texts), list[int])
+        assert_type(await pool.map(repeat, stream), list[str])
+        assert_type(await pool.wait(5), bool)
+        assert_type(pool.running, int)
+        assert_type(await pool.close(timeout=5), bool)
+        await pool.go(length_of, 5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        pool.try_go(repeat)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+# -- monitoring --------------------------------------------------------------------------------------------------------
+
+
+async def use_the_monitor(task: Task[[str], int]) -> None:
+    monitor = Scheduler(heartbeat=timedelta(seconds=10), health=HealthRule(failures=2, grace=5)).monitor
+    assert_type(monitor, Monitor)
+    assert_type(await monitor.health("x", rule=HealthRule()), Health)
+    async for health in monitor.health(store="default", tags=["a"]):
+        assert_type(health, Health)
+        assert_type(health.late_by, timedelta | None)
+    assert_type(await monitor.failure_rate("x", 3600), float | None)
+    assert_type(await monitor.average_duration(task=task, window=timedelta(hours=1)), float | None)
+    assert_type(await monitor.p95("x"), float | None)
+    assert_type(await monitor.figures(), Figures)
+    assert_type(await monitor.lag(queue="mail"), timedelta)
+    assert_type(await monitor.overdue(limit=5, grace=1), list[Job])
+    assert_type(await monitor.instances(dead=True), list[Instance])
+    assert_type(await monitor.running(), int)
+    summary = await monitor.summary(timeout=1, max_lag=60)
+    assert_type(summary, Summary)
+    assert_type(summary.ok, bool)
+    assert_type(summary.stores, tuple[StoreSummary, ...])
+    assert_type(summary.as_dict(), dict[str, Any])
+
+
+# -- runner and backfill -----------------------------------------------------------------------------------------------
+
+
+def told(job: RunnerJob[Any]) -> None: ...
+
+
+async def told_of_a_retry(job: RunnerJob[Any], error: Exception, attempt: int) -> None: ...
+
+
+runner = Runner(
+    workers=4,
+    queue_size=100,
+    store="memory://",
+    name="mail",
+    max_retries=5,
+    retry_delay=timedelta(seconds=2),
+    timeout=None,
+    on_start=told,
+    on_retry=told_of_a_retry,
+)
+
+
+@runner.register("length")
+async def length(job: RunnerJob[str]) -> int:
+    assert_type(job.payload, str)
+    assert_type(job.created_at, datetime | None)
+    return len(job.payload)
+
+
+async def use_the_runner() -> None:
+    assert_type(await length(RunnerJob("length", "abc")), int)
+    runner.register("plain", told)
+    async with runner:
+        assert_type(await runner.enqueue("length", "abc"), bool)
+        assert_type(await runner.enqueue(length, "abc"), bool)
+        await runner.enqueue(length, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        await runner.put(RunnerJob("length", "abc", id="1", priority=9, max_retries=0, timeout=5))
+        assert_type(await runner.queue_len(), int)
+        assert_type(await runner.stop(timeout=timedelta(seconds=3)), list[RunnerJob[Any]])
+    Runner(scheduler=scheduler, store="file")
+    scheduler.serve("mail", 3)
+    assert_type(scheduler.queues, Mapping[str, int | None])
+
+
+async def use_backfills(start: datetime, end: datetime) -> None:
+    filling = await scheduler.backfill(
+        "x", start, end, rate="10/minute", overlap="allow", max_instances=3, again=True
+    )
+    assert_type(filling, Backfill)
+    assert_type(filling.known_since, datetime | None)
+    progress = await filling.progress()
+    assert_type(progress, BackfillProgress)
+    assert_type(progress.is_over, bool)
+    await filling.wait(timeout=timedelta(minutes=1))
+    assert_type(await filling.cancel(), int)
+    assert_type(await scheduler.get_backfill("x"), Backfill)
+    assert_type(current_run().backfill_of, str | None)
+
+
+# -- built-in tasks and middleware -------------------------------------------------------------------------------------
+
+
+async def use_what_comes_along() -> None:
+    clock = scheduler.register(http(name="curl-clock", url="http://example.org/"))
+    assert_type(await clock(), HttpResult)
+    files = scheduler.register(shell(["ls"], cwd="/"))
+    result = await files()
+    assert_type(result, ShellResult)
+    assert_type(result["exit_code"], int)
+    assert_type(await echo("hello")(), str)
+    breaker = circuit_breaker(3, timedelta(minutes=1), on=(ConnectionError,))
+    assert_type(breaker, CircuitBreaker)
+    assert_type(breaker.state("charge"), CircuitState)
+    Scheduler(middleware=[breaker, log_runs(level=logging.DEBUG), timeout(600)])
+
+
+# -- deploying ---------------------------------------------------------------------------------------------------------
+
+
+async def deploy() -> None:
+    async with scheduler.client("sqlite:///copy.db") as copy:
+        assert_type(copy, Scheduler)
+        plan = await copy.plan(rollback=True, show_arguments=True)
+        assert_type(plan, Plan)
+        assert_type(plan.added, list[Change])
+        for change in plan.changed:
+            assert_type([field.new for field in change.fields], list[str | None])
+        for effect in plan.effect(hours=48):
+            assert_type(effect, Effect)
+            assert_type(effect.after.first, tuple[datetime, ...])
+        assert_type(plan.is_empty, bool)
+        await copy.apply(plan)
+
+
 # -- testing kit -------------------------------------------------------------------------------------------------------
 
 
@@ -306,3 +502,38 @@ def awaits(thing: Awaitable[int]) -> None: ...
 def coroutine_functions_stay_what_they_are() -> None:
     call: Coroutine[Any, Any, int] = send("a")
     awaits(call)
+
+
+# -- workflows ---------------------------------------------------------------------------------------------------------
+
+
+async def workflows() -> None:
+    flow = (
+        Workflow("nightly")
+        .step("a", send, args=["a"], retry=Retry(max_attempts=2))
+        .step("b", send.bind("a"), after="a")
+    )
+    assert_type(flow, Workflow)
+    assert_type(flow.final("c", "by name", after=[on_failure("a"), "b"], queue="mail", delay=5), Workflow)
+    flow.step("d", send, max_attempts=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    flow.step("e", send, after=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(on_complete("a"), Condition)
+    run = await scheduler.start_workflow(flow, id="today", priority=3, retention=timedelta(days=1))
+    assert_type(run, WorkflowRun)
+    assert_type(await run.wait(timeout=5), WorkflowStatus)
+    assert_type(await run.result(), Mapping[str, Any])
+    assert_type(await run.cancel(), bool)
+    assert_type(await run.runs(), list[Run])
+    assert_type((await run.status()).steps, Mapping[str, StepStatus])
+    assert_type(await scheduler.workflow("today"), WorkflowRun)
+    assert_type(await scheduler.workflows(state="failed"), list[WorkflowStatus])
+    assert_type(await scheduler.add_job(flow, cron("0 2 * * *")), Job)
+    receipt = await scheduler.enqueue(send, "a", subject="b")
+    assert_type(await scheduler.enqueue_after([receipt, on_failure(receipt)], send, "a"), WorkflowRun)
+    assert_type(await scheduler.enqueue_after(receipt, "by-name", "a", subject="b"), WorkflowRun)
+    await scheduler.enqueue_after(receipt, send, 5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    step = current_run().workflow
+    assert_type(step, CurrentWorkflow | None)
+    assert step is not None
+    assert_type(step.results, Mapping[str, Any])
+    assert_type(step.outcomes, Mapping[str, str])

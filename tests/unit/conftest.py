@@ -1,23 +1,25 @@
 """A scheduler on a manual clock, and schedulers over one store that is kept between them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asyncsched import MemoryStore, Scheduler
+from asyncsched.stores import store_from_url
 from asyncsched.testing import ManualClock
 from tests.servers.running import Servers
+from tests.support.patient import PatientClock
 from tests.support.stores import url_of
 
 MakeScheduler = Callable[..., Scheduler]
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
+def clock() -> PatientClock:
+    return PatientClock()
 
 
 async def stop_at_once(scheduler: Scheduler, clock: ManualClock) -> None:
@@ -42,12 +44,19 @@ async def scheduler(clock: ManualClock) -> AsyncIterator[Scheduler]:
 
 
 @pytest.fixture
-def make_scheduler(store_kind: str, tmp_path: Path, servers: Servers) -> Iterator[MakeScheduler]:
+def make_scheduler(store_kind: str, tmp_path: Path, servers: Servers) -> MakeScheduler:
     """Makes schedulers, each over the same stored jobs, as one process after the other would have them."""
-    store = MemoryStore() if store_kind == "memory" else url_of(store_kind, tmp_path, servers)
+    memory = MemoryStore()
+    url = url_of(store_kind, tmp_path, servers)
 
     def make(**options: Any) -> Scheduler:
-        return Scheduler(store, **options)
+        if store_kind == "memory":
+            return Scheduler(memory, **options)
+        match options.get("clock"):
+            case PatientClock() as clock:
+                return Scheduler(clock.timing(store_from_url(url)), **options)
+            case _:
+                return Scheduler(url, **options)
 
     return make
 

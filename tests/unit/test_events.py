@@ -1,6 +1,7 @@
 """Events: typed facts, heard by whom they concern, and listeners that harm nobody."""
 
 import asyncio
+import logging
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +19,7 @@ from asyncsched import (
     JobQuarantined,
     JobRemoved,
     JobResumed,
+    JobUnhealthy,
     JobUpdated,
     MemoryStore,
     Retry,
@@ -44,6 +46,7 @@ from asyncsched import (
     once,
 )
 from asyncsched.contract import Record
+from asyncsched.events import Bus
 from asyncsched.testing import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -103,12 +106,23 @@ async def test_a_failure_tells_its_error_and_that_its_attempts_have_run_out(
 ) -> None:
     await scheduler.add_job("fails", id="x", retry=Retry(max_attempts=2))
     await clock.advance(10)
-    assert names(heard) == ["JobAdded", "RunStarted", "RunFailed", "RunStarted", "RunFailed", "JobExhausted"]
+    assert names(heard) == [
+        "JobAdded",
+        "RunStarted",
+        "RunFailed",
+        "RunStarted",
+        "RunFailed",
+        "JobExhausted",
+        "JobUnhealthy",
+    ]
     failed = [event for event in heard if isinstance(event, RunFailed)]
     assert [event.attempt for event in failed] == [1, 2]
     assert {event.error for event in failed} == {"ValueError: spoilt"}
-    assert isinstance(heard[-1], JobExhausted)
-    assert heard[-1].error == "ValueError: spoilt"
+    exhausted, unhealthy = heard[-2:]
+    assert isinstance(exhausted, JobExhausted)
+    assert isinstance(unhealthy, JobUnhealthy)
+    assert exhausted.error == unhealthy.error == "ValueError: spoilt"
+    assert unhealthy.reasons == ("failed",)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +175,22 @@ async def test_changes_of_jobs_have_their_events(
         JobPausedEvent,
         JobResumed,
         JobRemoved,
+    ]
+
+
+async def test_a_job_that_is_there_is_told_by_what_becomes_of_it(
+    scheduler: Scheduler, clock: ManualClock, heard: list[Event]
+) -> None:
+    await scheduler.add_job("nothing", every(60), id="x", on_conflict="keep")
+    await scheduler.add_job("nothing", every(60), id="x", on_conflict="keep")
+    await scheduler.add_job("nothing", every(60), id="x", on_conflict="replace")
+    await scheduler.add_job("nothing", every(90), id="x", on_conflict="replace")
+    await scheduler.add_job("nothing", every(60), id="y", on_conflict="replace")
+    await clock.advance(0)
+    assert [(type(event), event.job_id) for event in heard if isinstance(event, JobEvent)] == [
+        (JobAdded, "x"),
+        (JobUpdated, "x"),
+        (JobAdded, "y"),
     ]
 
 
@@ -263,7 +293,7 @@ async def test_on_is_a_decorator_that_gives_the_function_back(
     await scheduler.add_job(nothing, every(60))
     await clock.advance(0)
     assert len(heard) == 1
-    assert hear(heard[0]) == "called"  # type: ignore[arg-type]
+    assert hear(heard[0]) == "called"  # type: ignore[arg-type]  # it is a JobAdded: the first that is told
 
 
 async def test_a_listener_may_be_async(scheduler: Scheduler, clock: ManualClock) -> None:
@@ -297,7 +327,7 @@ async def test_listeners_added_before_start_hear_the_start(clock: ManualClock) -
 def test_an_event_cannot_be_changed() -> None:
     event = SchedulerStarted(at=NEW_YEAR, instance="x")
     with pytest.raises(AttributeError):
-        event.instance = "y"  # type: ignore[misc]
+        event.instance = "y"  # type: ignore[misc]  # it is refused
 
 
 # -- who harms nobody --------------------------------------------------------------------------------------------------
@@ -326,6 +356,24 @@ async def test_a_failing_listener_harms_no_run_and_no_other_listener(
     assert names(heard) == ["JobAdded"] + ["RunStarted", "RunSucceeded"] * 2
     assert len(calls) == 5
     assert "deaf" in caplog.text
+
+
+async def test_a_listener_whose_wait_is_cancelled_hears_what_follows(
+    scheduler: Scheduler, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[int] = []
+
+    async def cancelled(event: Event) -> None:
+        calls.append(1)
+        waited = asyncio.get_running_loop().create_future()
+        waited.cancel()
+        await waited
+
+    scheduler.on(RunFinished, cancelled)
+    await scheduler.add_job(nothing, every(60), id="x")
+    await clock.advance(130)
+    assert len(calls) == 2
+    assert "CancelledError" in caplog.text
 
 
 async def test_a_stuck_listener_only_fills_its_own_queue_and_what_it_drops_is_counted(
@@ -363,6 +411,24 @@ async def test_a_stuck_listener_does_not_hold_up_stop(clock: ManualClock) -> Non
     await clock.advance(0)
     await asyncio.wait_for(scheduler.stop(), 10)
     assert scheduler.state == "stopped"
+
+
+async def test_whoever_is_cancelled_while_it_delivers_leaves_no_listener_behind() -> None:
+    bus = Bus(logging.getLogger("asyncsched"))
+
+    async def stuck(event: Event) -> None:
+        await asyncio.Event().wait()
+
+    bus.add(Event, stuck)
+    others = asyncio.all_tasks()
+    bus.start()
+    bus.emit(SchedulerStopped(at=datetime.now(UTC), instance="a"))
+    stopping = asyncio.create_task(bus.stop(60))
+    await asyncio.sleep(0.01)  # Until it waits for the listener.
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert asyncio.all_tasks() == others
 
 
 async def test_what_was_told_before_stop_is_heard_before_it_returns(clock: ManualClock) -> None:
@@ -445,8 +511,8 @@ async def test_a_store_that_goes_away_and_comes_back_is_told_once_each(clock: Ma
         await clock.advance(15)
         store.is_away = True
         await clock.advance(60)
-        assert [(type(event), event.store) for event in heard] == [(StoreDegraded, "flaky")]  # type: ignore[attr-defined]
-        assert "switched off" in (heard[0].error or "")  # type: ignore[attr-defined]
+        assert [(type(event), event.store) for event in heard] == [(StoreDegraded, "flaky")]  # type: ignore[attr-defined]  # they are StoreEvents, or this fails
+        assert "switched off" in (heard[0].error or "")  # type: ignore[attr-defined]  # likewise
         store.is_away = False
         await clock.advance(30)
         assert [type(event) for event in heard] == [StoreDegraded, StoreRecovered]

@@ -327,7 +327,7 @@ async def test_a_thread_that_times_out_sees_it_and_keeps_its_slot_until_it_retur
             while not run.cancelled:
                 release.wait(0.005)
             seen.set()
-            release.wait(10)
+            release.wait(60)
 
         await scheduler.add_job(threaded, id="x", timeout=0.05, cancel_grace=0.01)
         assert await asyncio.to_thread(seen.wait, 10)
@@ -346,14 +346,34 @@ async def test_a_thread_that_does_not_return_is_abandoned_when_that_was_asked_fo
 
         @scheduler.task(name="threaded")
         def threaded() -> None:
-            release.wait(10)
+            release.wait(60)
 
         await scheduler.add_job(threaded, id="x", timeout=0.05, abandon_after=0.05)
-        await scheduler.wait_job("x", timeout=5)
+        await scheduler.wait_job("x", timeout=50)
         assert await outcomes(scheduler) == ["timed_out"]
         assert scheduler.running() == []
         release.set()
     assert "abandoned" in caplog.text
+
+
+async def test_a_thread_that_was_abandoned_takes_no_other_runs_place() -> None:
+    release = threading.Event()
+    async with Scheduler(concurrency=1) as scheduler:
+
+        @scheduler.task(name="stuck")
+        def stuck() -> None:
+            release.wait(60)
+
+        @scheduler.task(name="quick")
+        def quick() -> str:
+            return "ran"
+
+        for _ in range(2):
+            await scheduler.add_job(stuck, id="x", timeout=0.05, abandon_after=0.05, on_exhausted="remove")
+            await scheduler.wait_job("x", timeout=50)
+            receipt = await scheduler.enqueue(quick)
+            assert await receipt.result(timeout=50) == "ran"
+        release.set()
 
 
 # -- middleware --------------------------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from asyncsched import JobSpec, Retention, RunLookupError, Scheduler, Stats, every, once
+from asyncsched import DefinitionError, JobSpec, Retention, RunLookupError, Scheduler, Stats, every, once
 from asyncsched.testing import ManualClock
+from tests.support.running import running
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -52,6 +53,16 @@ async def test_runs_of_one_job_or_of_all(scheduler: Scheduler, clock: ManualCloc
     assert {run.job_id for run in await scheduler.history.runs()} == {"x", "y"}
     assert {run.job_id for run in await scheduler.history.runs("y")} == {"y"}
     assert await scheduler.history.runs("nowhere") == []
+
+
+@pytest.mark.parametrize("limit", [-1, 2.5])
+async def test_a_limit_is_no_less_than_nothing(scheduler: Scheduler, clock: ManualClock, limit: Any) -> None:
+    await alternating(scheduler, clock)
+    await clock.advance(70)
+    for read in (scheduler.history.runs, scheduler.history.decisions):
+        assert await read(limit=0) == []
+        with pytest.raises(DefinitionError, match="limit must be 0 or more"):
+            await read(limit=limit)
 
 
 async def test_a_run_is_kept_as_it_was(scheduler: Scheduler, clock: ManualClock) -> None:
@@ -118,6 +129,24 @@ async def test_stats_of_all_jobs_are_their_sum(scheduler: Scheduler, clock: Manu
     stats = await scheduler.history.stats()
     assert (stats.total, stats.succeeded, stats.failed) == (9, 8, 1)
     assert (stats.min_duration, stats.max_duration, stats.last_error) == (0.0, 4.0, "ValueError: no 3")
+
+
+async def test_runs_that_overlap_are_counted_for_their_job_and_for_all(clock: ManualClock) -> None:
+    scheduler = Scheduler(clock=clock, defaults={"overlap": "allow"})
+
+    @scheduler.task(name="t")
+    async def task(seconds: float) -> None:
+        await clock.sleep(seconds)
+
+    async with running(scheduler, clock=clock):
+        await scheduler.add_job(task, every(60), id="by default", args=[100])
+        await scheduler.add_job(task, every(60), id="itself", args=[100], overlap="allow")
+        await scheduler.add_job(task, every(60), id="skips", args=[100], overlap="skip")
+        await clock.advance(305)
+        counts = [await scheduler.history.stats(id) for id in ("by default", "itself", "skips")]
+        assert [(stats.succeeded, stats.skipped) for stats in counts] == [(3, 0), (3, 0), (2, 2)]
+        of_all = await scheduler.history.stats()
+        assert (of_all.total, of_all.succeeded, of_all.skipped) == (8, 8, 2)
 
 
 async def test_stats_of_a_one_shot_that_is_gone_come_from_the_log(

@@ -50,7 +50,7 @@ def test_any_text_of_up_to_255_characters_is_an_id(id: str) -> None:
 @pytest.mark.parametrize("id", ["", "x" * 256, "a\0", "a#b", "#", "\ud800", "a\udfff", 5, None, b"x"])
 def test_what_no_store_could_keep_is_no_id(id: object) -> None:
     with pytest.raises(DefinitionError, match="the thing"):
-        check_id(id, "the thing")  # type: ignore[arg-type]
+        check_id(id, "the thing")  # type: ignore[arg-type]  # mypy is right: that is what is tested
 
 
 @pytest.mark.parametrize("name", ["x", "a#b", "é/漢 🙂", "x" * 255])
@@ -61,4 +61,4 @@ def test_names_may_hold_anything_but_nul(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "x" * 256, "a\0", "\ud800", 5, None])
 def test_what_is_no_name_is_refused(name: object) -> None:
     with pytest.raises(DefinitionError, match="the thing"):
-        check_name(name, "the thing")  # type: ignore[arg-type]
+        check_name(name, "the thing")  # type: ignore[arg-type]  # mypy is right: that is what is tested

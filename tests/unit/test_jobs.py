@@ -1,11 +1,15 @@
 """Adding jobs: in each form, with each trigger, and what is refused before anything is written."""
 
+import asyncio
 import re
+from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
+from msgspec.structs import replace
 
 from asyncsched import (
     AsyncSchedError,
@@ -18,15 +22,18 @@ from asyncsched import (
     Retry,
     Scheduler,
     SerializationError,
+    Trigger,
     TriggerError,
     UnknownStoreError,
     UnknownTaskError,
+    any_of,
     cron,
     every,
     manual,
     once,
 )
 from asyncsched.testing import ManualClock
+from tests.support.naming import shown
 
 pytestmark = pytest.mark.anyio
 
@@ -173,7 +180,7 @@ async def test_without_a_trigger_a_job_is_due_now_and_runs_once(
         (every(60), [60, 120, 180]),
         (every("1m30s"), [90, 180]),
         (every(minutes=1, seconds=5), [65, 130, 195]),
-        (every(60, start=NEW_YEAR + timedelta(seconds=100)), [120, 180]),
+        (every(60, start=NEW_YEAR + timedelta(seconds=100)), [100, 160]),
         (every(60, end=NEW_YEAR + timedelta(seconds=130)), [60, 120]),
         (cron("* * * * *"), [60, 120, 180]),
         (cron("30 * * * * *"), [30, 90, 150]),
@@ -215,6 +222,23 @@ async def test_a_bad_cron_expression_is_a_cron_error_that_shows_it(scheduler: Sc
 async def test_what_is_no_trigger_is_refused(scheduler: Scheduler, ran: Ran, trigger: Any) -> None:
     with pytest.raises(DefinitionError):
         await scheduler.add_job("note", trigger)
+
+
+class EveryHour(Trigger, frozen=True, array_like=True, gc=False, tag="hour"):
+    """One of a user's own, which no store can read back."""
+
+    def next(self, after: float) -> float:
+        return after + 3600
+
+    def previous(self, until: float) -> float:
+        return until
+
+
+async def test_a_trigger_that_could_not_be_read_back_is_refused(scheduler: Scheduler, ran: Ran) -> None:
+    with pytest.raises(DefinitionError, match="EveryHour"):
+        await scheduler.add_job("note", cast(Any, EveryHour()))
+    with pytest.raises(TriggerError, match="EveryHour"):
+        any_of(EveryHour())
 
 
 async def test_a_recurring_trigger_that_never_fires_is_refused(scheduler: Scheduler, ran: Ran) -> None:
@@ -267,6 +291,29 @@ async def test_run_immediately_makes_the_first_run_due_now(
     assert times(ran) == [0, 60, 120]
 
 
+async def test_run_immediately_is_not_put_off_by_jitter(
+    scheduler: Scheduler, clock: ManualClock, ran: Ran
+) -> None:
+    job = await scheduler.add_job("note", every(60), id="x", run_immediately=True, jitter=50)
+    explained = await scheduler.explain("x", 2)
+    assert job.next_fire_time == NEW_YEAR == explained.coming[0].due_at
+    await clock.advance(130)
+    assert times(ran)[0] == 0
+    assert 60 < times(ran)[1] < 110
+
+
+async def test_a_new_job_shows_the_jitter_that_is_the_scheduler_s_default(clock: ManualClock) -> None:
+    scheduler = Scheduler(clock=clock, defaults={"jitter": 50})
+    scheduler.task(name="note")(_nothing)
+    async with scheduler:
+        job = await scheduler.add_job("note", every(60), id="x")
+        await clock.advance(60)
+        assert job.next_fire_time == (await scheduler.get_job("x")).next_fire_time
+
+
+async def _nothing() -> None: ...
+
+
 async def test_run_on_start_asks_for_a_run_at_each_start(clock: ManualClock) -> None:
     scheduler, ran = Scheduler(clock=clock), list[int]()
 
@@ -283,6 +330,74 @@ async def test_run_on_start_asks_for_a_run_at_each_start(clock: ManualClock) -> 
             await clock.advance(10)
             assert (await scheduler.get_job("x")).next_fire_time == NEW_YEAR + timedelta(seconds=600)
     assert ran == [1, 1]
+
+
+async def test_run_on_start_brings_no_job_back_that_is_gone(clock: ManualClock) -> None:
+    scheduler, ran = Scheduler(clock=clock), list[str]()
+
+    @scheduler.task(name="note")
+    async def note(word: str) -> None:
+        ran.append(word)
+
+    async with scheduler:
+        await scheduler.add_job(note.bind("once"), run_on_start=True)
+        await scheduler.add_job(note.bind("removed"), every(600), id="removed", run_on_start=True)
+        await scheduler.add_job(note.bind("anew"), every(600), id="anew", run_on_start=True)
+        await clock.advance(10)
+        assert await scheduler.remove_jobs(id_prefix="") == 2
+        await scheduler.add_job(note.bind("anew"), every(600), id="anew")
+    async with scheduler:
+        await clock.advance(10)
+        assert [job.id for job in await scheduler.get_jobs()] == ["anew"]
+    assert ran == ["once"]
+
+
+@pytest.mark.parametrize("name", ["remove_job", "remove_jobs"])
+async def test_run_on_start_ends_with_its_job(clock: ManualClock, name: str) -> None:
+    """Not so the next one of its id, whatever that was added for."""
+    scheduler, ran = Scheduler(clock=clock), []
+
+    @scheduler.task(name="note")
+    async def note() -> None:
+        ran.append(1)
+
+    async with scheduler:
+        await scheduler.add_job(note, manual(), id="x", run_on_start=True)
+        await (scheduler.remove_job("x") if name == "remove_job" else scheduler.remove_jobs(task="note"))
+        await scheduler.add_job(note, manual(), id="x", on_conflict="keep")
+    async with scheduler:
+        await clock.advance(1)
+    assert ran == []
+
+
+async def test_run_on_start_of_a_job_that_was_refused_leaves_the_one_that_is_there(
+    clock: ManualClock,
+) -> None:
+    scheduler, ran = Scheduler(clock=clock), list[str]()
+
+    @scheduler.task(name="note")
+    async def note(word: str) -> None:
+        ran.append(word)
+
+    async with scheduler:
+        theirs = await scheduler.add_job(note.bind("theirs"), every(600), id="x")
+        with pytest.raises(ConflictingIdError):
+            await scheduler.add_job(note.bind("ours"), every(60), id="x", run_on_start=True)
+    async with scheduler:
+        await clock.advance(10)
+        assert await scheduler.get_job("x") == theirs
+    assert ran == []
+
+
+async def test_run_on_start_of_a_job_in_a_store_that_was_removed_is_forgotten(clock: ManualClock) -> None:
+    scheduler = Scheduler(clock=clock)
+    scheduler.register(module_level)
+    async with scheduler:
+        await scheduler.add_store("other", "memory://")
+        await scheduler.add_job(module_level, every(600), store="other", run_on_start=True)
+        await scheduler.remove_store("other")
+    async with scheduler:
+        assert await scheduler.get_jobs() == []
 
 
 # -- how it is kept ----------------------------------------------------------------------------------------------------
@@ -416,6 +531,37 @@ async def test_on_conflict_replace_with_an_unchanged_trigger_keeps_its_progress(
     assert job.last_run == NEW_YEAR + timedelta(seconds=60)
 
 
+async def test_on_conflict_replace_with_a_delay_asks_for_a_run_so_long_after_this_call(
+    clock: ManualClock,
+) -> None:
+    """Whether the one of before is waited for, under way, or has failed."""
+    scheduler, begun = Scheduler(clock=clock), list[float]()
+
+    @scheduler.task(name="report")
+    async def report() -> None:
+        begun.append((clock.now() - NEW_YEAR).total_seconds())
+        await clock.sleep(30)
+        if len(begun) > 1:
+            raise ValueError("it fails")
+
+    async def ask() -> None:
+        await scheduler.add_job(report, once(delay=60), id="x", on_conflict="replace")
+
+    async with scheduler:
+        await ask()
+        await clock.advance(50)
+        await ask()
+        await clock.advance(70)
+        assert begun == [110]
+        await ask()
+        await clock.advance(100)
+        assert begun == [110, 180]
+        assert (await scheduler.get_job("x")).state == "failed"
+        await ask()
+        await clock.advance(100)
+        assert begun == [110, 180, 280]
+
+
 async def test_on_conflict_replace_leaves_a_pause_alone(scheduler: Scheduler, ran: Ran) -> None:
     await scheduler.add_job("note", every(60), id="x")
     await scheduler.pause_job("x")
@@ -431,7 +577,7 @@ async def test_replacing_a_job_by_itself_changes_nothing(scheduler: Scheduler, r
 
 async def test_an_unknown_on_conflict_is_refused(scheduler: Scheduler, ran: Ran) -> None:
     with pytest.raises(DefinitionError, match="on_conflict"):
-        await scheduler.add_job("note", on_conflict="ignore")  # type: ignore[arg-type]
+        await scheduler.add_job("note", on_conflict="ignore")  # type: ignore[arg-type]  # mypy is right: that is what is tested
 
 
 async def test_an_id_is_free_again_once_its_job_has_run(
@@ -464,8 +610,20 @@ async def test_an_id_is_free_again_once_its_job_has_run(
         ({"on_exhausted": "explode"}, "on_exhausted"),
         ({"max_crashes": 0}, "max_crashes"),
         ({"metadata": {"a": object()}}, r"metadata\.a"),
+        ({"metadata": "a"}, "metadata"),
+        ({"name": 5}, "name"),
+        ({"name": "\ud800"}, "name"),
+        ({"paused": "no"}, "paused"),
+        ({"paused": 1}, "paused"),
+        ({"run_immediately": "no"}, "run_immediately"),
+        ({"run_on_start": None}, "run_on_start"),
+        ({"tags": 5}, "tags"),
+        ({"args": "w"}, "args"),
+        ({"args": iter(["w"])}, "args"),
+        ({"args": {"word": "w"}}, "args"),
+        ({"kwargs": [("word", "w")]}, "kwargs"),
     ],
-    ids=str,
+    ids=shown,
 )
 async def test_a_policy_that_can_never_work_is_refused_by_name(
     scheduler: Scheduler, ran: Ran, options: dict[str, Any], named: str
@@ -528,6 +686,38 @@ async def test_add_jobs_adds_all_in_the_order_given(
     assert sorted(words(ran)) == list(range(10))
 
 
+async def test_add_jobs_of_several_batches_answers_in_the_order_given(clock: ManualClock) -> None:
+    async with Scheduler(clock=clock) as scheduler:
+        scheduler.register(module_level)
+        ids = [f"j{i}" for i in range(6_001)]
+        jobs = await scheduler.add_jobs([JobSpec(module_level, every(60), id=id) for id in ids])
+        assert [job.id for job in jobs] == ids
+        assert (await scheduler.get_job("j6000")).id == "j6000"
+
+
+async def test_add_jobs_of_many_lets_others_have_their_turn(scheduler: Scheduler, ran: Ran) -> None:
+    turns, seen = 0, list[int]()
+
+    class Watched(list[JobSpec]):
+        def __iter__(self) -> Iterator[JobSpec]:
+            for spec in super().__iter__():
+                seen.append(turns)
+                yield spec
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        other = group.create_task(others())
+        await scheduler.add_jobs(Watched([JobSpec("note", every(60), args=[1])] * 4_000))
+        other.cancel()
+    assert len(seen) == 4_000
+    assert max(Counter(seen).values()) <= 500
+
+
 async def test_add_jobs_writes_nothing_if_one_is_wrong(scheduler: Scheduler, ran: Ran) -> None:
     with pytest.raises(DefinitionError):
         await scheduler.add_jobs([JobSpec("note", every(60)), JobSpec("note", args=[1, 2])])
@@ -573,6 +763,40 @@ async def test_add_jobs_can_return_the_errors_in_their_places(scheduler: Schedul
     ]
     assert all(isinstance(answer, Job | AsyncSchedError) for answer in answers)
     assert {job.id for job in await scheduler.get_jobs()} == {"a", "b", "taken"}
+
+
+@pytest.mark.parametrize(
+    "specs", [None, JobSpec("note"), ["note"], [("note", "@hourly")], (JobSpec("note") for _ in range(2))]
+)
+async def test_what_is_no_list_of_specs_is_refused(scheduler: Scheduler, ran: Ran, specs: Any) -> None:
+    with pytest.raises(DefinitionError, match="JobSpec"):
+        await scheduler.add_jobs(specs)
+
+
+async def test_policies_of_a_spec_that_are_no_mapping_are_refused(scheduler: Scheduler, ran: Ran) -> None:
+    with pytest.raises(DefinitionError, match="policies"):
+        await scheduler.add_jobs([JobSpec("note", policies=cast(Any, "timeout"))])
+
+
+async def test_a_wrong_word_for_errors_is_refused_and_does_not_hide_them(
+    scheduler: Scheduler, ran: Ran
+) -> None:
+    with pytest.raises(DefinitionError, match="errors"):
+        await scheduler.add_jobs([JobSpec("nobody")], errors=cast(Any, "Raise"))
+
+
+async def test_a_job_that_cannot_be_replaced_is_an_error_in_its_place(scheduler: Scheduler, ran: Ran) -> None:
+    await scheduler.add_job("note", every(60), id="x")
+    store = scheduler.stores["default"]
+    [record] = (await store.get(["x"])).values()
+    await store.remove(["x"])
+    await store.add([replace(record, body=b"nonsense")])
+    specs = [JobSpec("note", every(60), id=id) for id in "axb"]
+    answers = await scheduler.add_jobs(specs, on_conflict="replace", errors="return")
+    assert [type(answer) for answer in answers] == [Job, SerializationError, Job]
+    with pytest.raises(SerializationError) as caught:
+        await scheduler.add_jobs(specs, on_conflict="replace")
+    assert caught.value.job_id == "x"
 
 
 async def test_an_id_that_stands_twice_in_one_call_is_refused(scheduler: Scheduler, ran: Ran) -> None:

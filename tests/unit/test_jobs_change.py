@@ -1,28 +1,33 @@
 """Changing jobs: one by one and many at once, from outside and from inside their own runs."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from asyncsched import (
     DefinitionError,
     JobLookupError,
     JobPaused,
-    Receipt,
     Retry,
     Scheduler,
     SerializationError,
+    Snooze,
     TooManyRequests,
+    current_run,
     every,
     manual,
     once,
 )
 from asyncsched.testing import ManualClock
+from tests.support.running import running
+from tests.support.stores import SharedMemory
 
 pytestmark = pytest.mark.anyio
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 def at(seconds: float) -> datetime:
@@ -122,9 +127,17 @@ async def test_update_names_what_it_cannot_change(
         {"priority": 10},
         {"queue": ""},
         {"tags": "a"},
+        {"tags": None},
+        {"name": 5},
+        {"metadata": "a"},
+        {"args": "w"},
+        {"kwargs": ["word"]},
+        {"trigger": None},
         {"timeout": 0},
         {"args": [1, 2, 3]},
         {"kwargs": {"z": 1}},
+        {"concurrency_limit": 3},
+        {"trigger": every(60, end=PAST)},
     ],
     ids=str,
 )
@@ -184,6 +197,27 @@ async def test_reschedule_makes_a_recurring_job_of_a_one_shot(
     await scheduler.reschedule_job("x", "@every 10s")
     await clock.advance(25)
     assert ran == [10, 20]
+
+
+async def test_reschedule_to_no_trigger_is_refused_and_keeps_the_job(
+    scheduler: Scheduler, clock: ManualClock, ran: list[float]
+) -> None:
+    """As a value that is missing would have it: the job would run now, and be gone."""
+    before = await scheduler.add_job("note", every(60), id="x")
+    with pytest.raises(DefinitionError, match=r"'x'.*no trigger"):
+        await scheduler.reschedule_job("x", cast(Any, None))
+    await clock.advance(1)
+    assert await scheduler.get_job("x") == before
+
+
+async def test_reschedule_to_what_never_fires_is_refused_and_keeps_the_job(
+    scheduler: Scheduler, clock: ManualClock, ran: list[float]
+) -> None:
+    before = await scheduler.add_job("note", every(60), id="x")
+    with pytest.raises(DefinitionError, match="will never fire, which would be the end of job 'x'"):
+        await scheduler.reschedule_job("x", every(60, end=PAST))
+    await clock.advance(1)
+    assert await scheduler.get_job("x") == before
 
 
 async def test_reschedule_forgets_a_pending_retry(scheduler: Scheduler, clock: ManualClock) -> None:
@@ -341,7 +375,7 @@ async def test_run_job_runs_now_and_leaves_the_schedule_alone(
     await scheduler.add_job("note", every(60), id="x")
     await clock.advance(10)
     receipt = await scheduler.run_job("x")
-    assert receipt == Receipt(job_id="x", store="default", task="note")
+    assert (receipt.job_id, receipt.store, receipt.task) == ("x", "default", "note")
     await clock.advance(0)
     assert (await scheduler.get_job("x")).next_fire_time == at(60)
     await clock.advance(60)
@@ -484,6 +518,27 @@ async def test_bulk_calls_take_the_filters_of_get_jobs(
     assert [job.id for job in await scheduler.get_jobs()] == ["j1", "j2", "j3"]
 
 
+async def test_a_job_that_refuses_is_told_when_the_others_have_had_their_turn(
+    scheduler: Scheduler, clock: ManualClock, ran: list[float]
+) -> None:
+    for id in "abc":
+        await scheduler.add_job("note", manual(), id=id)
+    await scheduler.pause_job("a")
+    with pytest.raises(JobPaused) as paused:
+        await scheduler.run_jobs()
+    await clock.advance(0)
+    assert (paused.value.job_id, len(ran)) == ("a", 2)
+
+    store = scheduler.stores["default"]
+    [record] = (await store.get(["b"])).values()
+    await store.remove(["b"])
+    await store.add([replace(record, body=b"nonsense")])
+    with pytest.raises(SerializationError) as unreadable:
+        await scheduler.pause_jobs()
+    assert unreadable.value.job_id == "b"
+    assert [job.id for job in await scheduler.get_jobs(state="paused")] == ["a", "c"]
+
+
 @pytest.mark.parametrize("name", ["pause_jobs", "resume_jobs", "remove_jobs", "run_jobs"])
 async def test_an_unknown_filter_is_named_and_touches_nothing(
     scheduler: Scheduler, ran: list[float], name: str
@@ -495,6 +550,36 @@ async def test_an_unknown_filter_is_named_and_touches_nothing(
 
 
 # -- paused by its own failure -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["update", "replace"])
+async def test_runs_that_overlapped_are_found_when_the_job_may_not_overlap_any_more(
+    scheduler: Scheduler, clock: ManualClock, change: str
+) -> None:
+    begun: list[float] = []
+
+    @scheduler.task(name="flaky", retry=Retry(max_attempts=9, base=10, multiplier=1))
+    async def flaky() -> None:
+        begun.append((clock.now() - NEW_YEAR).total_seconds())
+        raise ValueError
+
+    await scheduler.add_job(flaky, every(60), id="x", overlap="allow")
+    await clock.advance(61)
+    if change == "update":
+        await scheduler.update_job("x", overlap="skip")
+        await scheduler.update_job("x", max_instances=2)
+    else:
+        await scheduler.add_job(flaky, every(60), id="x", on_conflict="replace")
+    await scheduler.pause_job("x")
+    await clock.advance(60)
+    assert begun == [60]
+    await scheduler.resume_job("x")
+    await clock.advance(20)
+    assert len(begun) > 1
+    await scheduler.remove_job("x")
+    begun.clear()
+    await clock.advance(300)
+    assert begun == []
 
 
 @pytest.fixture
@@ -540,3 +625,278 @@ async def test_a_job_paused_by_its_failure_is_resumed_without_a_backlog(
     assert job.next_fire_time == at(300)
     await clock.advance(60)
     assert spoilt == [60, 300]
+
+
+async def test_update_with_the_same_trigger_leaves_a_job_that_rests_at_rest(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    ran: list[int] = []
+
+    @scheduler.task(name="fail")
+    async def fail() -> None:
+        ran.append(1)
+        raise ValueError("it fails")
+
+    await scheduler.add_job("fail", every(10), id="x", pause_after_failures=1)
+    await clock.advance(15)
+    assert (await scheduler.update_job("x", trigger=every(10), tags=["a"])).state == "paused"
+    assert (await scheduler.resume_job("x")).next_fire_time == at(20)
+    await clock.advance(10)
+    assert len(ran) == 2
+
+
+async def test_a_manual_job_that_was_paused_by_its_failure_stays_resumed(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    outcomes = [ValueError("it fails"), None, None]
+
+    @scheduler.task(name="step")
+    async def step() -> None:
+        if error := outcomes.pop(0):
+            raise error
+
+    await scheduler.add_job("step", manual(), id="x", pause_after_failures=1)
+    states: list[str] = []
+    for _ in range(2):
+        await scheduler.run_job("x")
+        await clock.advance(1)
+        states.append((await scheduler.get_job("x")).state)
+        await scheduler.resume_job("x")
+    assert states == ["paused", "scheduled"]
+
+
+async def test_a_forced_run_of_a_paused_job_is_made_under_another_trigger_too(clock: ManualClock) -> None:
+    store = SharedMemory()
+    ran: list[float] = []
+
+    async def note() -> None:
+        ran.append(clock.time())
+
+    client = Scheduler(store, clock=clock, queues=["elsewhere"])
+    worker = Scheduler(store, clock=clock)
+    for scheduler in (client, worker):
+        scheduler.register(note, "note")
+    async with running(client, clock=clock):
+        await client.add_job("note", every(60), id="x", paused=True)
+        await client.run_job("x", force=True)
+        await client.reschedule_job("x", every(90))
+        async with running(worker, clock=clock):
+            await clock.advance(1)
+            assert (await client.get_job("x")).state == "paused"
+    assert len(ran) == 1
+
+
+async def test_what_passed_in_two_pauses_is_told_once_and_in_full(
+    scheduler: Scheduler, clock: ManualClock, ran: list[float]
+) -> None:
+    await scheduler.add_job("note", every(100), id="x")
+    for _ in range(2):
+        await scheduler.pause_job("x")
+        await clock.advance(500)
+        await scheduler.resume_job("x")
+        await clock.advance(10)
+    await clock.advance(100)
+    found = [(d.reason, d.first, d.last, d.count) for d in await scheduler.history.decisions("x")]
+    assert found == [("paused", at(100), at(1000), 10)]
+    await scheduler.update_job("x", trigger=every(50))
+    await clock.advance(100)
+    assert len(await scheduler.history.decisions("x")) == 1
+
+
+async def test_a_fire_time_that_waits_under_a_limit_when_its_job_is_paused_is_not_forgotten(
+    scheduler: Scheduler, clock: ManualClock, ran: list[float]
+) -> None:
+    @scheduler.task(name="long")
+    async def long() -> None:
+        await clock.sleep(100)
+
+    await scheduler.add_job("note", every(1000), id="x", concurrency_key="k")
+    await clock.advance(950)
+    await scheduler.add_job("long", concurrency_key="k")
+    await clock.advance(60)
+    assert (await scheduler.get_job("x")).state == "limited"
+    await scheduler.pause_job("x")
+    await scheduler.resume_job("x")
+    await clock.advance(1000)
+    [decision] = await scheduler.history.decisions("x")
+    assert (decision.reason, decision.first, decision.count, ran) == ("paused", at(1000), 1, [2000.0])
+
+
+async def test_a_job_that_was_paused_and_resumed_while_it_ran_goes_on_as_if_it_had_not_been(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    attempts: list[int] = []
+
+    @scheduler.task(name="long", retry=Retry(max_attempts=2, base=5))
+    async def long() -> None:
+        attempts.append(current_run().attempt)
+        if len(attempts) == 1:
+            await clock.sleep(20)
+            raise ValueError("it fails")
+
+    await scheduler.add_job("long", every(100), id="x")
+    await clock.advance(105)
+    await scheduler.pause_job("x")
+    await scheduler.resume_job("x")
+    await clock.advance(50)
+    assert attempts == [1, 2]
+    assert await scheduler.history.decisions("x") == []
+
+
+@pytest.mark.parametrize(
+    ("paused_at", "forced_after", "resumed_after"),
+    [(10, 5, 235), (10, 5, 60), (90, 160, 10), (90, 160, 320), (110, 160, 10), (110, 160, 280)],
+)
+async def test_a_job_that_is_resumed_while_it_runs_decides_once_about_each_fire_time(
+    scheduler: Scheduler, clock: ManualClock, paused_at: float, forced_after: float, resumed_after: float
+) -> None:
+    """A run is asked for, and the job resumed, while that run or the one before it is under way."""
+    fires: list[datetime] = []
+
+    @scheduler.task(name="long")
+    async def long() -> None:
+        fires.append(current_run().fire_time)
+        await clock.sleep(450 if len(fires) == 1 else 1)
+
+    await scheduler.add_job("long", every(100), id="x")
+    await clock.advance(paused_at)
+    await scheduler.pause_job("x")
+    await clock.advance(forced_after)
+    await scheduler.run_job("x", force=True)
+    await clock.advance(resumed_after)
+    await scheduler.resume_job("x")
+    await clock.advance(1000)
+    decided = [
+        at(seconds)
+        for d in await scheduler.history.decisions("x")
+        for seconds in range(100, 2000, 100)
+        if d.first <= at(seconds) <= d.last
+    ]
+    named = {at(seconds) for seconds in range(100, 2000, 100)}
+    seen = sorted([*decided, *named.intersection(fires)])
+    assert seen == [at(seconds) for seconds in range(100, 100 + 100 * len(seen), 100)]
+    assert len(seen) >= 10
+
+
+async def test_what_had_been_put_off_when_a_pause_began_is_told_apart_from_what_passed_in_it(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    @scheduler.task(name="snoozes")
+    async def snoozes() -> None:
+        await clock.sleep(250)
+        raise Snooze(at(5000))
+
+    await scheduler.add_job("snoozes", every(100), id="x")
+    await clock.advance(360)
+    await scheduler.pause_job("x")
+    await clock.advance(290)
+    await scheduler.resume_job("x")
+    await clock.advance(310)
+    found = [(d.reason, d.first, d.last, d.count) for d in await scheduler.history.decisions("x")]
+    assert sorted(found)[:3] == [
+        ("overlap", at(200), at(300), 2),
+        ("overlap", at(800), at(900), 2),
+        ("paused", at(100), at(100), 1),
+    ]
+    assert sorted(found)[3:] == [("paused", at(400), at(600), 3)]
+
+
+@pytest.mark.parametrize("end", [None, at(150)])
+async def test_a_retry_that_waits_is_made_after_a_pause_in_which_no_fire_time_came(
+    scheduler: Scheduler, clock: ManualClock, end: datetime | None
+) -> None:
+    attempts: list[tuple[datetime, int]] = []
+
+    @scheduler.task(name="fails", retry=Retry(delays=[10]))
+    async def fails() -> None:
+        run = current_run()
+        attempts.append((run.fire_time, run.attempt))
+        if run.attempt == 1:
+            raise ValueError("it fails")
+
+    await scheduler.add_job("fails", every(100, end=end), id="x")
+    await clock.advance(105)
+    await scheduler.pause_job("x")
+    await clock.advance(45)
+    assert attempts == [(at(100), 1)]
+    await scheduler.resume_job("x")
+    await clock.advance(100)
+    assert attempts[:2] == [(at(100), 1), (at(100), 2)]
+    assert await scheduler.history.decisions("x") == []
+
+
+async def test_a_run_that_was_asked_for_waits_for_the_end_of_a_pause_though_the_one_shot_is_over(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    ran: list[str] = []
+
+    @scheduler.task(name="brief")
+    async def brief() -> None:
+        ran.append("brief")
+        if len(ran) == 1:
+            await scheduler.run_job("x")
+            await scheduler.pause_job("x")
+
+    await scheduler.add_job("brief", once(delay=1), id="x")
+    await clock.advance(5)
+    assert ((await scheduler.get_job("x")).state, len(ran)) == ("paused", 1)
+    await scheduler.resume_job("x")
+    await clock.advance(5)
+    assert (await scheduler.get_jobs(), len(ran)) == ([], 2)
+
+
+async def test_runs_that_were_asked_for_are_made_though_the_job_has_had_its_last_one(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    ran: list[str] = []
+
+    @scheduler.task(name="brief")
+    async def brief() -> None:
+        ran.append("brief")
+        if len(ran) == 1:
+            await scheduler.run_job("x")
+            await scheduler.run_job("x")
+
+    await scheduler.add_job("brief", every(10), id="x", max_runs=1)
+    await clock.advance(30)
+    assert (await scheduler.get_jobs(), len(ran)) == ([], 3)
+
+
+@pytest.mark.parametrize("policy", [{"pause_after_failures": 1}, {"on_exhausted": "pause"}], ids=str)
+async def test_runs_that_were_asked_for_are_made_though_the_first_of_them_has_the_job_rest(
+    scheduler: Scheduler, clock: ManualClock, policy: Any
+) -> None:
+    ran: list[str] = []
+
+    @scheduler.task(name="step")
+    async def step() -> None:
+        ran.append("step")
+        if len(ran) == 1:
+            await scheduler.run_job("x")
+            await scheduler.run_job("x")
+        if len(ran) == 2:
+            raise ValueError("it fails")
+
+    await scheduler.add_job("step", every(10), id="x", **policy)
+    await clock.advance(30)
+    assert ((await scheduler.get_job("x")).state, len(ran)) == ("paused", 3)
+
+
+async def test_a_forced_run_comes_after_those_that_were_asked_for_before_the_pause(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    ran: list[str] = []
+
+    @scheduler.task(name="step")
+    async def step() -> None:
+        ran.append("step")
+        if len(ran) == 1:
+            await scheduler.run_job("x")
+            await scheduler.pause_job("x")
+
+    await scheduler.add_job("step", every(10), id="x")
+    await clock.advance(30)
+    assert ((await scheduler.get_job("x")).state, len(ran)) == ("paused", 1)
+    await scheduler.run_job("x", force=True)
+    await clock.advance(30)
+    assert ((await scheduler.get_job("x")).state, len(ran)) == ("paused", 3)

@@ -1,12 +1,13 @@
 """Jobs that are declared in code: @scheduler.job, before and after start, and again at each start."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from asyncsched import (
+    ConflictingIdError,
     ConflictingTaskError,
     DefinitionError,
     MemoryStore,
@@ -17,9 +18,12 @@ from asyncsched import (
     UnknownStoreError,
     cron,
     every,
+    manual,
     once,
 )
+from asyncsched.specs import JobSpec
 from asyncsched.testing import ManualClock
+from tests.support.stores import SharedMemory
 
 pytestmark = pytest.mark.anyio
 
@@ -264,6 +268,29 @@ async def test_run_on_start_of_a_paused_job_does_nothing(
     assert ran == []
 
 
+async def test_run_on_start_does_not_end_a_quarantine(clock: ManualClock) -> None:
+    """Whoever is restarted because its job has killed it would run that job at each start."""
+    store, ran = SharedMemory(), []
+
+    def make(**options: Any) -> Scheduler:
+        scheduler = Scheduler(store, clock=clock, **options)
+
+        @scheduler.job(manual(), id="x", run_on_start=True, max_crashes=1)
+        async def crash() -> None:
+            ran.append(1)
+
+        return scheduler
+
+    async with make(queues=()):
+        await store.claim(["default"], "of the dead", 1, 30)
+    await clock.advance(60)
+    for _ in range(3):
+        async with make() as scheduler:
+            await clock.advance(60)
+            assert (await scheduler.get_job("x")).state == "quarantined"
+    assert ran == []
+
+
 async def test_two_instances_that_declare_the_same_job_run_it_once(
     deploy: Callable[..., Scheduler], clock: ManualClock
 ) -> None:
@@ -271,3 +298,117 @@ async def test_two_instances_that_declare_the_same_job_run_it_once(
     async with deploy(every(60), ran), deploy(every(60), ran):
         await clock.advance(130)
     assert ran == [60, 120]
+
+
+def test_a_declaration_without_its_trigger_is_refused_where_it_stands() -> None:
+    """It would be given the function for a trigger, and declare nothing."""
+    scheduler = Scheduler()
+    with pytest.raises(DefinitionError, match="trigger"):
+        scheduler.job(cast(Any, at))
+
+
+def test_one_id_is_declared_once() -> None:
+    scheduler = Scheduler()
+
+    @scheduler.job(every(10))
+    async def work() -> None: ...
+
+    with pytest.raises(ConflictingIdError, match=r"declared twice.*give one of them an id"):
+        scheduler.job(every(20))(work)
+    scheduler.job(every(20), id="another")(work)
+
+
+def test_a_declaration_does_not_look_through_all_others() -> None:
+    class Unread(list[JobSpec]):
+        def __iter__(self) -> Iterator[JobSpec]:
+            raise AssertionError("what thousands of declarations cost would grow with their square")
+
+    scheduler = Scheduler()
+    scheduler._intake.declared = Unread()
+    task = scheduler.register(lambda: None, "work")
+    for number in range(3):
+        scheduler.job(every(10), id=f"{number}")(task)
+    assert len(scheduler._intake.declared) == 3
+
+
+# -- one-shots ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_declared_one_shot_that_has_run_does_not_run_again_at_the_next_start(
+    deploy: Callable[..., Scheduler], clock: ManualClock
+) -> None:
+    ran: list[float] = []
+    for _ in range(3):
+        async with deploy(once(at(60)), ran) as scheduler:
+            await clock.advance(100)
+            assert await scheduler.get_jobs() == []
+            [change] = (await scheduler.plan()).changes
+            assert (change.kind, change.reason) == (
+                "unchanged",
+                "it was there for this instant, and has come to its end",
+            )
+    assert ran == [60.0]
+
+
+async def test_a_declared_one_shot_runs_at_each_instant_that_it_is_given(
+    deploy: Callable[..., Scheduler], clock: ManualClock
+) -> None:
+    ran: list[float] = []
+    # The last one is past when it is declared: late, not lost.
+    for instant in (60, 160, 170, 60):
+        async with deploy(once(at(instant)), ran):
+            await clock.advance(100)
+    assert ran == [60.0, 160.0, 200.0, 300.0]
+
+
+async def test_a_declared_one_shot_that_was_taken_out_before_its_time_is_there_again_at_the_next_start(
+    deploy: Callable[..., Scheduler], clock: ManualClock
+) -> None:
+    ran: list[float] = []
+    async with deploy(once(at(60)), ran) as scheduler:
+        await scheduler.remove_job("report")
+    async with deploy(once(at(60)), ran):
+        await clock.advance(100)
+    assert ran == [60.0]
+
+
+async def test_a_declared_job_whose_last_fire_time_has_passed_keeps_nobody_from_starting(
+    deploy: Callable[..., Scheduler], clock: ManualClock
+) -> None:
+    """The code stays as it is when the day has passed until which a job was to run."""
+    ran: list[float] = []
+    trigger = every(60, end=at(150))
+    first = deploy(trigger, ran)
+    async with first:
+        await clock.advance(600)
+        assert await first.get_jobs() == []
+    for scheduler in (first, deploy(trigger, ran)):
+        async with scheduler:
+            await clock.advance(600)
+            assert await scheduler.get_jobs() == []
+            [change] = (await scheduler.plan()).changes
+            assert (change.kind, change.reason) == ("unchanged", "its last fire time has passed")
+    assert ran == [60, 120]
+
+
+async def test_the_last_fire_time_of_a_declared_job_runs_late_if_nobody_ran_when_it_came(
+    deploy: Callable[..., Scheduler], clock: ManualClock
+) -> None:
+    ran: list[float] = []
+    async with deploy(every(60, end=at(150)), ran):
+        await clock.advance(60)
+    await clock.advance(600)
+    async with deploy(every(60, end=at(150)), ran) as scheduler:
+        await clock.advance(60)
+        assert await scheduler.get_jobs() == []
+    assert ran == [60, 660]
+
+
+async def test_a_delay_that_is_declared_begins_anew_with_each_start(
+    deploy: Callable[..., Scheduler], clock: ManualClock
+) -> None:
+    ran: list[float] = []
+    for _ in range(2):
+        async with deploy(once(delay=5), ran):
+            await clock.advance(100)
+    assert ran == [5.0, 105.0]

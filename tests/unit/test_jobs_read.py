@@ -21,6 +21,7 @@ from asyncsched import (
 )
 from asyncsched.contract import Record
 from asyncsched.testing import ManualClock
+from tests.support.naming import shown
 
 pytestmark = pytest.mark.anyio
 
@@ -120,7 +121,7 @@ async def test_jobs_come_by_next_fire_time_and_paused_ones_last(many: Scheduler)
         ({"queue": "mail", "state": "scheduled"}, {"b/soon"}),
         ({"store": "default"}, {"a/running", "a/failed", "a/paused", "b/late", "b/soon", "b/manual"}),
     ],
-    ids=str,
+    ids=shown,
 )
 async def test_each_filter_finds_what_it_says(
     many: Scheduler, where: dict[str, Any], found: set[str]
@@ -130,6 +131,32 @@ async def test_each_filter_finds_what_it_says(
 
 async def test_a_task_itself_is_a_filter(many: Scheduler) -> None:
     assert ids(await many.get_jobs(task=many.tasks["fails"])) == ["a/failed"]
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"tags": "red"},
+        {"tags": 5},
+        {"state": "Running"},
+        {"task": nothing},
+        {"queue": 5},
+        {"id_prefix": 5},
+        {"limit": -1},
+        {"limit": "5"},
+        {"limit": True},
+    ],
+    ids=shown,
+)
+async def test_a_filter_that_could_find_nothing_is_refused_by_name(
+    many: Scheduler, filters: dict[str, Any]
+) -> None:
+    [name] = filters
+    with pytest.raises(DefinitionError, match=name):
+        await many.get_jobs(**filters)
+    if name != "limit":
+        with pytest.raises(DefinitionError, match=name):
+            await many.remove_jobs(**filters)
 
 
 async def test_a_naive_due_before_is_refused_with_the_remedy(scheduler: Scheduler) -> None:

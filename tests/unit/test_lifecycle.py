@@ -11,7 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,18 @@ from asyncsched import (
     current_run,
     every,
     once,
+    outlast,
 )
 from asyncsched.testing import ManualClock
+from tests.support.running import running
+from tests.support.stores import SharedMemory
 
 pytestmark = pytest.mark.anyio
 
 MakeScheduler = Callable[..., Scheduler]
 
 
-async def until(condition: Callable[[], object], timeout: float = 10.0) -> None:
+async def until(condition: Callable[[], object], timeout: float = 60.0) -> None:
     """Wait for what happens in real time."""
     async with asyncio.timeout(timeout):
         while not condition():  # noqa: ASYNC110 - it waits for what has no event
@@ -82,6 +85,27 @@ async def test_jobs_stay_in_the_store_over_a_restart(make_scheduler: MakeSchedul
     second = make_scheduler(queues=())
     async with second:
         assert await second.get_job("x") == before
+
+
+async def test_a_successor_of_the_same_id_leaves_alone_what_its_predecessor_holds(clock: ManualClock) -> None:
+    """A process that has died holds its jobs until their leases end, also if the next one goes by its name at once."""
+    store, fences = SharedMemory(), []
+
+    async def begin() -> None:
+        fences.append(current_run().fence)
+        await asyncio.Event().wait()
+
+    client = Scheduler(store, queues=(), clock=clock)
+    first, second = (Scheduler(store, id="web-1", heartbeat=None, clock=clock) for _ in range(2))
+    for scheduler in (client, first, second):
+        scheduler.register(begin, "begin")
+    async with running(client, clock=clock):
+        await client.add_job("begin")
+    async with running(first, clock=clock):
+        await clock.advance(1)
+        async with running(second, clock=clock):
+            await clock.advance(1)
+            assert len(fences) == 1
 
 
 async def test_what_came_due_while_nobody_ran_runs_at_the_next_start(make_scheduler: MakeScheduler) -> None:
@@ -169,7 +193,7 @@ async def test_a_run_that_outlives_the_drain_is_cancelled_and_made_again_without
     await until(lambda: seen)
     began = time.monotonic()
     await first.stop(drain=0.05)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15
 
     second = make_scheduler()
 
@@ -266,6 +290,90 @@ async def test_a_run_may_still_use_the_scheduler_while_it_drains(clock: ManualCl
         assert [job.id for job in await scheduler.get_jobs()] == ["next"]
 
 
+class OpenedLater(SharedMemory):
+    """Opened when it is told to be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opening, self.go = asyncio.Event(), asyncio.Event()
+
+    async def open(self, now: Callable[[], float] | None = None) -> None:
+        self.opening.set()
+        await self.go.wait()
+        await super().open(now)
+
+
+async def test_stop_while_it_starts_calls_the_start_off(clock: ManualClock) -> None:
+    slow, ran = OpenedLater(), []
+    scheduler = Scheduler({"default": SharedMemory(), "slow": slow}, clock=clock)
+
+    @scheduler.job(every(60), id="x")
+    async def note() -> None:
+        ran.append(1)
+
+    starting = asyncio.get_running_loop().create_task(scheduler.start())
+    await slow.opening.wait()
+    await asyncio.gather(scheduler.stop(), scheduler.stop())
+    assert scheduler.state == "stopped"
+    with pytest.raises(NotRunning, match="stopped while it started"):
+        await starting
+    slow.go.set()
+    await clock.advance(600)
+    assert (scheduler.state, ran) == ("stopped", [])
+    async with scheduler:
+        await clock.advance(60)
+    assert ran == [1]
+
+
+async def test_a_start_that_is_cancelled_leaves_it_stopped_and_is_cancelled(clock: ManualClock) -> None:
+    slow = OpenedLater()
+    scheduler = Scheduler(slow, clock=clock)
+    starting = asyncio.get_running_loop().create_task(scheduler.start())
+    await slow.opening.wait()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert scheduler.state == "stopped"
+
+
+async def test_a_store_that_cannot_be_closed_does_not_keep_the_others_from_it(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed = []
+
+    class Refusing(MemoryStore):
+        async def close(self) -> None:
+            raise RuntimeError("out of order")
+
+    class Closing(MemoryStore):
+        async def close(self) -> None:
+            closed.append(1)
+
+    scheduler = Scheduler({"default": Refusing(), "other": Closing()}, clock=clock)
+    for _ in range(2):
+        await scheduler.start()
+        await scheduler.stop()
+        assert scheduler.state == "stopped"
+    assert closed == [1, 1]
+    assert "out of order" in caplog.text
+
+
+async def test_a_memory_store_goes_on_for_another_scheduler_when_one_stops(clock: ManualClock) -> None:
+    store, ran = MemoryStore(), []
+    scheduler, other = Scheduler(store, clock=clock), Scheduler(store, queues=(), clock=clock)
+
+    @scheduler.task(name="note")
+    async def note() -> None:
+        ran.append(1)
+
+    async with scheduler:
+        async with other:
+            await clock.advance(1)
+        await scheduler.add_job(note)
+        await clock.advance(0)
+        assert ran == [1]
+
+
 async def test_two_stops_at_once_both_wait_for_the_end(clock: ManualClock) -> None:
     scheduler = Scheduler(clock=clock)
     await scheduler.start()
@@ -295,6 +403,34 @@ async def test_cancelling_stop_cuts_the_drain_short_but_ends_everything(clock: M
         await stopping
     assert scheduler.state == "stopped"
     assert cancelled == [1]
+
+
+async def test_a_cancelled_stop_that_takes_too_long_lets_go_of_everything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(outlast, "ENOUGH_S", 0.05)
+    scheduler, began, ended = Scheduler(), asyncio.Event(), asyncio.Event()
+
+    @scheduler.task(name="stubborn")
+    async def stubborn() -> None:
+        if began.is_set():
+            ended.set()
+            return
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.Event().wait()
+
+    await scheduler.start()
+    await scheduler.add_job("stubborn", cancel_grace=600)
+    await began.wait()
+    async with asyncio.timeout(10):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(scheduler.stop(drain=600), 0.05)
+        assert scheduler.state == "stopped"
+        async with scheduler:
+            await ended.wait()
 
 
 class Slow(MemoryStore):
@@ -388,7 +524,7 @@ async def test_cancelling_the_owner_stops_at_once_and_completely(make_scheduler:
     owner.cancel()
     with pytest.raises(asyncio.CancelledError):
         await owner
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 15
     assert scheduler.state == "stopped"
     assert ended == ["cleaned up"]
     async with make_scheduler(queues=()) as after:
@@ -462,7 +598,7 @@ def _stand_alone(tmp_path: Path, takes: float, drain: float, signals: list[int])
         lines = [process.stdout.readline().strip()]
         for number in signals:
             process.send_signal(number)
-            time.sleep(0.2)
+            time.sleep(0.2)  # Signals of one kind that come together are one.
         try:
             rest, _ = process.communicate(timeout=20)
         finally:
@@ -499,6 +635,13 @@ async def test_an_embedded_scheduler_installs_no_signal_handlers() -> None:
 
 
 # -- what is left ------------------------------------------------------------------------------------------------------
+
+
+def _threads() -> set[threading.Thread]:
+    """All but those of the event loop itself, which looks names up in them, and keeps them."""
+    # gRPC's own ends with the last of its objects.
+    gc.collect()
+    return {thread for thread in threading.enumerate() if not thread.name.startswith("asyncio_")}
 
 
 def _connections() -> int:
@@ -564,19 +707,19 @@ async def test_no_task_thread_or_connection_is_left_after_stop(
         await asyncio.wait([stopping])
 
     gc.collect()
-    tasks, threads, connections = asyncio.all_tasks(), set(threading.enumerate()), _connections()
+    tasks, threads, connections = asyncio.all_tasks(), _threads(), _connections()
     scheduler = make_scheduler(retention=None)
     await _busy_life(scheduler, leave)
     assert scheduler.state == "stopped"
     assert asyncio.all_tasks() - tasks == set()
-    await until(lambda: not set(threading.enumerate()) - threads)
+    await until(lambda: not _threads() - threads)
     gc.collect()
     assert _connections() == connections
 
 
 async def test_a_start_that_fails_leaves_nothing(make_scheduler: MakeScheduler) -> None:
     gc.collect()
-    tasks, threads, connections = asyncio.all_tasks(), set(threading.enumerate()), _connections()
+    tasks, threads, connections = asyncio.all_tasks(), _threads(), _connections()
 
     @asynccontextmanager
     async def lifespan(given: Scheduler) -> AsyncIterator[None]:
@@ -586,7 +729,7 @@ async def test_a_start_that_fails_leaves_nothing(make_scheduler: MakeScheduler) 
     with pytest.raises(RuntimeError):
         await make_scheduler(lifespan=lifespan).start()
     assert asyncio.all_tasks() - tasks == set()
-    await until(lambda: not set(threading.enumerate()) - threads)
+    await until(lambda: not _threads() - threads)
     gc.collect()
     assert _connections() == connections
 
@@ -594,7 +737,29 @@ async def test_a_start_that_fails_leaves_nothing(make_scheduler: MakeScheduler) 
 async def test_a_file_can_be_removed_after_stop(sqlite_url: str, tmp_path: Path) -> None:
     async with Scheduler(sqlite_url):
         assert (tmp_path / "jobs.db").exists()
-    with sqlite3.connect(tmp_path / "jobs.db") as connection:
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as connection, connection:
         connection.execute("BEGIN EXCLUSIVE")
     connection.close()
     assert not (tmp_path / "jobs.db-wal").exists()
+
+
+async def test_stop_ends_the_run_of_a_job_that_was_removed_and_added_again(clock: ManualClock) -> None:
+    scheduler = Scheduler(clock=clock, id="here")
+    said: list[str] = []
+
+    @scheduler.task(name="sleep")
+    async def sleep() -> None:
+        said.append("began")
+        try:
+            await clock.sleep(1000)
+        finally:
+            said.append("ended")
+
+    async with scheduler:
+        for _ in range(2):
+            await scheduler.add_job("sleep", id="x")
+            await clock.advance(1)
+            await scheduler.remove_job("x")
+        assert said == ["began", "began"]
+        await scheduler.stop(drain=0)
+        assert said == ["began", "began", "ended", "ended"]

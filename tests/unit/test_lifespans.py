@@ -59,6 +59,54 @@ async def test_a_lifespan_that_cannot_be_entered_fails_the_start(clock: ManualCl
     assert scheduler.state == "stopped"
 
 
+@asynccontextmanager
+async def unreachable(*_: object) -> AsyncIterator[None]:
+    await asyncio.Event().wait()
+    yield
+
+
+async def test_a_start_that_waits_for_its_lifespan_can_be_given_up(clock: ManualClock) -> None:
+    scheduler = Scheduler(clock=clock, lifespan=unreachable)
+    async with asyncio.timeout(10):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(scheduler.start(), 0.05)
+    assert scheduler.state == "stopped"
+
+
+async def test_a_stop_waits_for_no_lifespan_that_is_still_being_entered(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    @scheduler.task(name="work", lifespan=unreachable)
+    async def work() -> None: ...
+
+    await scheduler.add_job("work", id="x")
+    await clock.advance(1)
+    assert [run.job_id for run in scheduler.running()] == ["x"]
+    async with asyncio.timeout(10):
+        await scheduler.stop(drain=0)
+    assert scheduler.state == "stopped"
+
+
+async def test_a_lifespan_that_was_not_entered_is_tried_again_whatever_it_raised(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    problems: list[BaseException] = [SystemExit("no settings"), ValueError("no database")]
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        if problems:
+            raise problems.pop(0)
+        yield
+
+    @scheduler.task(name="work", lifespan=lifespan)
+    async def work() -> None: ...
+
+    await scheduler.add_job("work", every(10), id="x")
+    await clock.advance(35)
+    outcomes = [run.outcome for run in await scheduler.history.runs("x")]
+    assert outcomes == ["succeeded", "failed", "failed"]
+
+
 async def test_a_lifespan_may_hold_a_task_group_of_anyio(clock: ManualClock) -> None:
     @asynccontextmanager
     async def lifespan(given: Scheduler) -> AsyncIterator[None]:

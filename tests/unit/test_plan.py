@@ -17,6 +17,7 @@ from asyncsched.plan import (
     Step,
     decide,
     ended,
+    is_done,
     is_quarantined,
     synced,
     wake_of,
@@ -155,6 +156,10 @@ ENDS: list[tuple[str, Definition, Cursor, float, Ended, tuple[Any, ...]]] = [
     ("recurring, took long", EVERY, NEW, 10.0, replace(OK, finished=45.0), ("wait", 50.0, None)),
     ("recurring, ended on a fire time", EVERY, NEW, 10.0, replace(OK, finished=20.0), ("wait", 30.0, None)),
     ("recurring, named its next time", EVERY, NEW, 10.0, replace(OK, next_at=33.0), ("wait", 33.0, None)),
+    ("recurring, named its own fire time", EVERY, NEW, 10.0, replace(OK, next_at=10.0), ("wait", 11.0, None)),
+    ("recurring, named one that it overlapped", EVERY, NEW, 10.0, replace(OK, finished=35.0, next_at=20.0),
+        ("wait", 35.0, None)),
+    ("once, named one of the past", ONCE, NEW, 10.0, replace(OK, next_at=3.0), ("wait", 11.0, None)),
     ("recurring, timed out", EVERY, NEW, 10.0, replace(BAD, outcome="timed_out"), ("wait", 20.0, None)),
     ("recurring, shut down", EVERY, NEW, 10.0, replace(OK, outcome="cancelled", again_at=11.0), ("wait", 11.0, None)),
     ("by hand, succeeded", BY_HAND, NEW, 10.0, OK, ("wait", None, None)),
@@ -200,7 +205,7 @@ def test_an_end_that_was_overtaken_by_an_update_is_planned_the_same_again(
 
 def test_a_retry_keeps_the_fire_time_and_counts_the_attempt() -> None:
     step = ended(EVERY, start_of(EVERY, 10.0), replace(BAD, retry_in=5.0))
-    assert step.cursor.pending == Pending(10.0, 16.0, 1)
+    assert step.cursor.pending == Pending(10.0, 16.0, 1, began=10.0)
     again = start_of(EVERY, 16.0, step.cursor)
     assert (again.fire, again.attempt) == (10.0, 2)
 
@@ -232,7 +237,7 @@ def test_what_is_carried_stays_unless_something_else_is() -> None:
 def test_the_tally_counts_and_measures() -> None:
     first = ended(EVERY, start_of(EVERY, 10.0), OK).cursor
     second = ended(EVERY, start_of(EVERY, 20.0, first), Ended("failed", 20.0, 24.0, "e")).cursor
-    assert second.tally == Tally(1, 1, 0, 1, 24.0, 11.0, 24.0, "e", 5.0, 1.0, 4.0)
+    assert second.tally == Tally(1, 1, 0, 1, 24.0, 11.0, 24.0, "e", 5.0, 1.0, 4.0, "failed")
 
 
 def test_a_success_ends_the_failures_in_a_row_and_keeps_the_last_error() -> None:
@@ -332,7 +337,11 @@ def test_a_record_wakes_when_there_is_something_to_decide(
 ) -> None:
     wake_at = wake_of(definition, cursor, now)
     if wake_at is not None and not definition.paused:
-        assert isinstance(decide(definition, cursor, None, max(wake_at, now)), Start)
+        step = decide(definition, cursor, None, max(wake_at, now))
+        assert isinstance(step, Start) or (isinstance(step, Step) and step.delete)
+    if is_done(definition, synced(definition, cursor)):
+        # Else nobody would remove it.
+        assert wake_at == now
 
 
 def test_a_trigger_that_does_not_move_on_is_refused_before_its_job_runs_for_ever() -> None:

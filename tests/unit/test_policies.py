@@ -190,7 +190,7 @@ def test_a_clock_that_goes_back_during_a_run_fires_nothing_twice() -> None:
 def test_what_passed_during_a_pause_is_one_decision_and_no_backlog() -> None:
     resumed = replace(EVERY, rev=4, first=70.0, resumed=(20.0, 60.0, 5, False))
     for catch_up in ("latest", "earliest", "all", "none"):
-        step = decide(resumed, RAN, None, 65.0, 0.0, Rules(catch_up=catch_up), KEY)  # type: ignore[arg-type]
+        step = decide(resumed, RAN, None, 65.0, 0.0, Rules(catch_up=catch_up), KEY)  # type: ignore[arg-type]  # str here, one of its literals
         assert what(step) == ("wait", 70.0, (Span("paused", 20.0, 60.0, 5),))
 
 
@@ -246,7 +246,7 @@ def test_an_outage_of_ten_years_at_an_interval_of_one_second_costs_no_more_than_
 def test_a_run_of_ten_years_at_an_interval_of_one_second_costs_no_more_than_its_limit() -> None:
     definition = Definition(0.0, 0.0, Counting(1_000_000, bound=0.0), 1, 1.0)
     for overlap in ("skip", "queue_one", "queue_all", "cancel_running"):
-        rules = Rules(overlap=overlap)  # type: ignore[arg-type]
+        rules = Rules(overlap=overlap)  # type: ignore[arg-type]  # str here, one of its literals
         start = start_of(definition, NEW, 1.0, rules)
         Counting.asked.clear()
         step = ended(definition, start, Ended("succeeded", 1.0, 10 * YEAR_S), rules, KEY)
@@ -351,7 +351,7 @@ def test_a_queue_that_grows_faster_than_it_is_run_off_stays_within_its_bound() -
     assert len(ran) + sum(span.count for span in spans) >= 90
 
 
-RETRIED = Pending(10.0, 41.0, 1)
+RETRIED = Pending(10.0, 41.0, 1, began=10.0)
 
 
 @pytest.mark.parametrize(
@@ -369,6 +369,30 @@ def test_a_pending_retry_counts_as_running(overlap: Any, expected: tuple[Any, ..
     for now in (20.0, 30.0, 40.9):
         assert what(decide(EVERY, waiting.cursor, None, now, 0.0, rules, KEY)) == ("wait", 41.0, ())
     assert what(after_run(rules, 41.0, 42.0, waiting.cursor)) == expected
+
+
+@pytest.mark.parametrize(
+    ("overlap", "expected"),
+    [
+        ("skip", ("wait", 50.0, (Span("overlap", 20.0, 40.0, 3),))),
+        ("queue_one", ("wait", 40.0, (Span("overlap", 20.0, 30.0, 2),))),
+        ("queue_all", ("wait", 20.0, ())),
+    ],
+)
+@pytest.mark.parametrize(
+    "end", [{"outcome": "failed", "retry_in": 30.0}, {"outcome": "cancelled", "again_at": 41.0}]
+)
+def test_what_passed_while_nobody_made_an_attempt_that_was_due_is_caught_up_with(
+    overlap: Any, expected: tuple[Any, ...], end: dict[str, Any]
+) -> None:
+    rules = Rules(overlap=overlap, catch_up="all")
+    waiting = after_run(rules, 10.0, 11.0, **end)
+    again = after_run(rules, 85.0, 86.0, waiting.cursor)
+    assert what(again) == expected
+    assert again.wake_at is not None
+    ran, spans = run_off(rules, again.cursor, 86.0, 0.5, 95.0)
+    assert ran == [10.0 * n for n in range(int(again.wake_at) // 10, 10)]
+    assert spans == []
 
 
 def test_a_pending_retry_gives_way_to_the_next_fire_time_where_a_run_would() -> None:

@@ -69,12 +69,12 @@ def test_no_multiplier_overflows(multiplier: float, attempt: int) -> None:
 def test_the_cap_holds_after_the_spread(retry: Retry, attempt: int, random: float) -> None:
     delay = retry.delay(attempt, random=lambda: random)
     if delay is not None and retry.max_delay is not None:
-        assert delay.total_seconds() <= retry.max_delay + 1e-6  # type: ignore[operator]
+        assert delay.total_seconds() <= retry.max_delay + 1e-6  # type: ignore[operator]  # a Retry holds seconds once it is made
 
 
 def test_the_spread_moves_a_delay_either_way_by_its_share() -> None:
     retry = Retry(base=100, multiplier=1, spread=0.1)
-    found = [retry.delay(1, random=lambda r=r: r) for r in (0.0, 0.5, 0.999999)]  # type: ignore[misc]
+    found = [retry.delay(1, random=lambda r=r: r) for r in (0.0, 0.5, 0.999999)]  # type: ignore[misc]  # mypy infers no type for a lambda's default
     assert [round(delay.total_seconds(), 3) for delay in found if delay is not None] == [90, 100, 110]
 
 
@@ -104,7 +104,7 @@ def test_by_default_every_exception_is_retried_and_no_exit() -> None:
 
 
 def test_a_single_class_may_stand_for_a_tuple() -> None:
-    retry = Retry(on=ValueError)  # type: ignore[arg-type]
+    retry = Retry(on=ValueError)
     assert retry.applies_to(ValueError())
     assert retry == Retry(on=(ValueError,))
 
@@ -146,4 +146,4 @@ def test_a_retry_is_a_value() -> None:
     assert Retry(base=1, delays=[1, 2]) == Retry(base=timedelta(seconds=1), delays=(1.0, 2.0))
     assert hash(Retry(delays=[1])) == hash(Retry(delays=[1]))
     with pytest.raises(AttributeError):
-        Retry().base = 2  # type: ignore[misc]
+        Retry().base = 2  # type: ignore[misc]  # it is refused

@@ -12,14 +12,19 @@ from asyncsched import (
     Carry,
     CurrentRun,
     DefinitionError,
+    Event,
     Finish,
     GiveUp,
     NoCurrentRun,
     Retry,
     RetryLater,
     Run,
+    RunFinished,
+    RunSkipped,
+    RunSucceeded,
     Scheduler,
     SerializationError,
+    Skip,
     Snooze,
     current_run,
     every,
@@ -114,7 +119,7 @@ async def test_the_logger_of_a_run_says_which_run_it_is(
     with caplog.at_level(logging.WARNING):
         await clock.advance(1)
     [record] = [record for record in caplog.records if record.message == "hello"]
-    fields = (record.job_id, record.task, record.attempt, record.fence)  # type: ignore[attr-defined]
+    fields = (record.job_id, record.task, record.attempt, record.fence)  # type: ignore[attr-defined]  # the fields that the run's logger adds
     assert fields == ("x", "stepwise", 1, (await runs(scheduler))[0].fence)
 
 
@@ -307,6 +312,71 @@ async def test_snooze_comes_back_to_the_same_fire_time_without_spending_an_attem
     assert (second.fire_time, second.attempt) == (at(60), 1)
     stats = await scheduler.history.stats("x")
     assert (stats.succeeded, stats.failed) == (1, 0)
+
+
+async def test_skip_puts_a_decision_in_the_place_of_a_run_and_the_job_goes_on(
+    scheduler: Scheduler, clock: ManualClock, steps: Steps
+) -> None:
+    heard: list[Event] = []
+    scheduler.on(Event, heard.append)
+    steps[:] = [raising(Skip("holiday", "nobody is here")), lambda: "done"]
+    await scheduler.add_job("stepwise", every(60), id="x", max_runs=1)
+    await clock.advance(121)
+    [run] = await runs(scheduler)
+    assert (run.fire_time, run.result) == (at(120), "done")
+    [skipped, _] = reversed(await scheduler.history.decisions("x"))
+    assert (skipped.reason, skipped.detail, skipped.first, skipped.count) == (
+        "holiday", "nobody is here", at(60), 1,
+    )  # fmt: skip
+    stats = await scheduler.history.stats("x")
+    assert (stats.succeeded, stats.failed) == (1, 0)
+    told = [event for event in heard if isinstance(event, RunSkipped | RunFinished)]
+    assert [type(event) for event in told] == [RunSkipped, RunSkipped, RunSucceeded]
+
+
+@pytest.mark.parametrize("put_off", [None, 5])
+async def test_skip_is_a_decision_about_one_fire_time_of_a_job_whose_runs_overlap(
+    scheduler: Scheduler, clock: ManualClock, steps: Steps, put_off: float | None
+) -> None:
+    steps[:] = [raising(Skip("holiday", put_off=put_off)), lambda: "done"]
+    await scheduler.add_job("stepwise", every(60), id="x", overlap="allow")
+    await clock.advance(121)
+    assert [(run.fire_time, run.result) for run in await runs(scheduler)] == [(at(120), "done")]
+    [skipped] = await scheduler.history.decisions("x")
+    assert (skipped.reason, skipped.first, skipped.count) == ("holiday", at(60), 1)
+
+
+async def test_what_has_no_next_fire_time_is_put_off_by_skip(
+    scheduler: Scheduler, clock: ManualClock, steps: Steps
+) -> None:
+    steps[:] = [raising(Skip(put_off=5)), raising(Skip(put_off=5)), lambda: "done"]
+    await scheduler.add_job("stepwise", id="x", retry=Retry(max_attempts=1))
+    await clock.advance(9)
+    assert (await scheduler.get_job("x")).next_fire_time == at(10)
+    await clock.advance(1)
+    assert [(run.outcome, run.attempt) for run in await runs(scheduler)] == [
+        ("cancelled", 1), ("cancelled", 1), ("succeeded", 1),
+    ]  # fmt: skip
+    assert await scheduler.history.decisions("x") == []
+
+
+async def test_a_further_attempt_is_put_off_by_skip(
+    scheduler: Scheduler, clock: ManualClock, steps: Steps
+) -> None:
+    """Its fire time has run."""
+    steps[:] = [raising(ValueError()), raising(Skip()), lambda: "done"]
+    await scheduler.add_job("stepwise", every(60), id="x", retry=Retry(base=1, max_attempts=2))
+    await clock.advance(65)
+    assert [(run.outcome, run.fire_time) for run in await runs(scheduler)] == [
+        ("failed", at(60)), ("cancelled", at(60)), ("succeeded", at(60)),
+    ]  # fmt: skip
+    assert await scheduler.history.decisions("x") == []
+
+
+@pytest.mark.parametrize("reason", ["", "run", "lost", "Two words", 5])
+def test_the_reason_of_a_skip_is_a_word(reason: str) -> None:
+    with pytest.raises(DefinitionError, match="lower-case word"):
+        Skip(reason)
 
 
 async def test_finish_ends_the_recurrence_with_a_success(

@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,17 @@ from asyncsched import (
     Retention,
     Retry,
     Scheduler,
+    StoreUnavailable,
     UnknownStoreError,
     WrongLoopError,
     every,
     once,
 )
+from asyncsched.contract import Claimed, Record
 from asyncsched.testing import ManualClock, run_due
+from tests.support.naming import shown
+from tests.support.stores import SharedMemory
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -75,11 +81,21 @@ def test_durations_may_be_timedeltas() -> None:
         {"queues": [""]},
         {"defaults": {"retries": 3}},
         {"defaults": {"timeout": -1}},
+        {"defaults": 5},
+        {"queues": 5},
+        {"poll_jitter": "0.1"},
+        {"retention": 7},
+        {"store_retry": 3},
+        {"health": 3},
+        {"history": "no"},
+        {"middleware": nothing},
+        {"middleware": [5]},
+        {"lifespan": 5},
         {"id": ""},
         {"store": {"other": "memory://"}},
         {"store": "memory://with/a/path"},
     ],
-    ids=str,
+    ids=shown,
 )
 def test_an_option_that_can_never_work_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(DefinitionError):
@@ -424,6 +440,74 @@ async def test_one_store_may_be_paused(scheduler: Scheduler, clock: ManualClock,
     assert ran == ["default", "other"]
 
 
+async def test_resuming_one_store_leaves_the_pause_of_all_as_it_is_and_the_other_way_round(
+    scheduler: Scheduler, clock: ManualClock, ran: list[str]
+) -> None:
+    await scheduler.add_store("other", "memory://")
+    await scheduler.pause()
+    await scheduler.resume(store="other")
+    await scheduler.add_job("note", args=["a"], store="other")
+    await clock.advance(60)
+    assert (scheduler.state, ran) == ("paused", [])
+    await scheduler.pause(store="other")
+    await scheduler.resume()
+    await clock.advance(60)
+    assert (scheduler.state, ran) == ("running", [])
+    await scheduler.resume(store="other")
+    await clock.advance(0)
+    assert ran == ["a"]
+
+
+async def test_resuming_a_queue_of_one_store_leaves_its_pause_in_all_as_it_is(
+    scheduler: Scheduler, clock: ManualClock, ran: list[str]
+) -> None:
+    await scheduler.pause(queue="default")
+    await scheduler.resume(queue="default", store="default")
+    await scheduler.add_job("note", args=["a"])
+    await clock.advance(60)
+    assert ran == []
+
+
+async def test_a_queue_that_is_paused_is_paused_in_a_store_that_is_added_later(
+    scheduler: Scheduler, clock: ManualClock, ran: list[str]
+) -> None:
+    await scheduler.pause(queue="default")
+    await scheduler.add_store("other", "memory://")
+    await scheduler.add_job("note", args=["a"], store="other")
+    await clock.advance(60)
+    assert ran == []
+    await scheduler.resume(queue="default")
+    await clock.advance(0)
+    assert ran == ["a"]
+
+
+@pytest.mark.parametrize("queue", [5, ["mail"], ""])
+async def test_what_is_no_name_of_a_queue_is_not_paused(scheduler: Scheduler, queue: Any) -> None:
+    with pytest.raises(DefinitionError, match="queue"):
+        await scheduler.pause(queue=queue)
+
+
+async def test_a_run_that_pauses_its_scheduler_while_that_stops_does_not_make_it_take_calls_again(
+    clock: ManualClock,
+) -> None:
+    scheduler, go, states = Scheduler(clock=clock), asyncio.Event(), []
+
+    @scheduler.task(name="late")
+    async def late() -> None:
+        await go.wait()
+        await scheduler.pause()
+        states.append(scheduler.state)
+
+    await scheduler.start()
+    await scheduler.add_job(late)
+    await clock.advance(1)
+    stopping = asyncio.get_running_loop().create_task(scheduler.stop(drain=10))
+    await clock.advance(1)
+    go.set()
+    await stopping
+    assert states == ["stopping"]
+
+
 async def test_one_queue_may_be_paused(clock: ManualClock) -> None:
     ran: list[str] = []
     async with Scheduler(queues=["default", "mail"], clock=clock) as scheduler:
@@ -463,6 +547,24 @@ async def test_a_queue_paused_everywhere_is_paused_in_other_instances(clock: Man
         assert ran == ["x"]
 
 
+async def test_a_queue_paused_everywhere_is_left_alone_by_who_serves_it_later(clock: ManualClock) -> None:
+    store = MemoryStore()
+    ran: list[str] = []
+    client, worker = Scheduler(store, queues=(), clock=clock), Scheduler(store, clock=clock)
+    for scheduler in (client, worker):
+        scheduler.register(lambda: ran.append("x"), "note")
+    async with worker, client:
+        await client.pause(queue="late", everywhere=True)
+        await client.add_job("note", queue="late")
+        await clock.advance(1)
+        worker.serve("late")
+        await clock.advance(1)
+        assert ran == []
+        await client.resume(queue="late", everywhere=True)
+        await clock.advance(60)
+        await eventually(lambda: ran == ["x"])
+
+
 async def test_a_queue_paused_everywhere_stays_paused_after_a_restart(clock: ManualClock) -> None:
     scheduler = Scheduler(clock=clock)
     ran: list[str] = []
@@ -498,7 +600,7 @@ async def test_a_paused_overdue_job_costs_no_claims(scheduler: Scheduler, clock:
         claims += 1
         return await claim(*args)
 
-    store.claim = counting  # type: ignore[method-assign]
+    store.claim = counting  # type: ignore[method-assign]  # the test takes its place
     await scheduler.add_store("watched", store)
     job = await scheduler.add_job(nothing, once(delay=1), store="watched")
     await scheduler.pause_job(job.id)
@@ -506,6 +608,35 @@ async def test_a_paused_overdue_job_costs_no_claims(scheduler: Scheduler, clock:
     claims = 0
     await clock.advance(300)
     assert claims <= 12
+
+
+async def test_what_becomes_due_while_a_claim_is_on_its_way_is_claimed_at_once(clock: ManualClock) -> None:
+    class Slow(SharedMemory):
+        gate: asyncio.Event | None = None
+
+        async def claim(self, *arguments: Any, **options: Any) -> Claimed:
+            claimed = await super().claim(*arguments, **options)
+            if self.gate is not None:
+                await self.gate.wait()
+            return claimed
+
+    ran, store = list[str](), Slow()
+    async with Scheduler(store, clock=clock) as scheduler:
+        scheduler.register(nothing, "note")
+        await scheduler.add_job("note", once(delay=60), id="a")
+    store.gate = asyncio.Event()
+    scheduler = Scheduler(store, clock=clock)
+
+    @scheduler.task(name="note")
+    async def note() -> None:
+        ran.append("note")
+
+    async with scheduler:
+        await clock.advance(60)
+        assert ran == []
+        store.gate.set()
+        await clock.advance(0)
+        assert ran == ["note"]
 
 
 # -- several stores ----------------------------------------------------------------------------------------------------
@@ -559,6 +690,226 @@ async def test_removing_a_store_lets_its_runs_end(scheduler: Scheduler, clock: M
     assert ended == [1]
 
 
+async def test_a_store_is_removed_once_however_many_ask_for_it(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    @scheduler.task(name="long")
+    async def long() -> None:
+        await clock.sleep(10)
+
+    await scheduler.add_store("other", "memory://")
+    await scheduler.add_job(long, store="other")
+    await clock.advance(1)
+    removing = asyncio.get_running_loop().create_task(scheduler.remove_store("other", drain=60))
+    await clock.advance(1)
+    with pytest.raises(UnknownStoreError, match="being removed already"):
+        await scheduler.remove_store("other")
+    await clock.advance(20)
+    await removing
+    with pytest.raises(UnknownStoreError):
+        await scheduler.remove_store("other")
+
+
+async def test_a_store_whose_removal_was_given_up_goes_on_and_can_be_removed_later(
+    scheduler: Scheduler, clock: ManualClock, ran: list[str]
+) -> None:
+    @scheduler.task(name="long")
+    async def long() -> None:
+        await clock.sleep(10)
+
+    await scheduler.add_store("other", "memory://")
+    await scheduler.add_job(long, store="other")
+    await clock.advance(1)
+    removing = asyncio.get_running_loop().create_task(scheduler.remove_store("other", drain=60))
+    await clock.advance(1)
+    removing.cancel()
+    await asyncio.wait([removing])
+    await scheduler.add_job("note", args=["a"], store="other")
+    await clock.advance(20)
+    assert ran == ["a"]
+    await scheduler.remove_store("other")
+    with pytest.raises(UnknownStoreError):
+        await scheduler.get_jobs(store="other")
+
+
+@pytest.mark.parametrize("where", ["disappear", "close"])
+async def test_a_removal_that_is_cancelled_at_its_end_comes_to_its_end(
+    scheduler: Scheduler, clock: ManualClock, where: str
+) -> None:
+    """Half removed, its jobs would be taken and never run, or the alias be lost."""
+    reached, go = asyncio.Event(), asyncio.Event()
+
+    class Slow(MemoryStore):
+        async def remove(self, ids: Sequence[str]) -> set[str]:
+            if where == "disappear":
+                reached.set()
+                await go.wait()
+            return await super().remove(ids)
+
+        async def close(self) -> None:
+            if where == "close":
+                reached.set()
+                await go.wait()
+            await super().close()
+
+    await scheduler.add_store("other", Slow())
+    removing = asyncio.get_running_loop().create_task(scheduler.remove_store("other", drain=0))
+    await reached.wait()
+    removing.cancel()
+    await clock.advance(0)
+    go.set()
+    await asyncio.wait([removing])
+    assert removing.cancelled()
+    with pytest.raises(UnknownStoreError):
+        await scheduler.add_job(nothing, store="other")
+    await scheduler.add_store("other", "memory://")
+    assert (await scheduler.add_job(nothing, store="other")).store == "other"
+
+
+async def test_a_store_that_is_away_can_be_removed(scheduler: Scheduler) -> None:
+    class Away(MemoryStore):
+        async def close(self) -> None:
+            raise StoreUnavailable("away")
+
+    await scheduler.add_store("other", Away())
+    await scheduler.remove_store("other")
+    await scheduler.add_store("other", "memory://")
+
+
+async def test_a_store_that_is_opened_while_the_scheduler_stops_is_not_worked_on(clock: ManualClock) -> None:
+    go, ran = asyncio.Event(), []
+
+    class Slow(MemoryStore):
+        async def open(self, now: Callable[[], float] | None = None) -> None:
+            await super().open(now)
+            await go.wait()
+
+    scheduler, store = Scheduler(clock=clock), Slow()
+    other = Scheduler(store, queues=(), clock=clock)
+
+    @scheduler.task(name="note")
+    async def note() -> None:
+        ran.append(1)
+
+    await scheduler.start()
+    adding = asyncio.get_running_loop().create_task(scheduler.add_store("other", store))
+    await clock.advance(0)
+    await scheduler.stop()
+    go.set()
+    with pytest.raises(NotRunning):
+        await adding
+    async with other:
+        other.register(note.function, "note")
+        await other.add_job("note")
+        await clock.advance(60)
+    assert (ran, list(scheduler.stores), scheduler.state) == ([], ["default"], "stopped")
+
+
+async def test_a_store_that_is_removed_while_the_scheduler_stops_is_no_error(clock: ManualClock) -> None:
+    scheduler = Scheduler(dict.fromkeys(["default", "a", "b"], "memory://"), clock=clock)
+    go = asyncio.Event()
+
+    @scheduler.task(name="long")
+    async def long() -> None:
+        await go.wait()
+
+    await scheduler.start()
+    await scheduler.add_job(long, store="a")
+    await clock.advance(1)
+    ending = [
+        asyncio.get_running_loop().create_task(call)
+        for call in (scheduler.remove_store("a", drain=60), scheduler.stop(drain=60))
+    ]
+    await clock.advance(1)
+    go.set()
+    await asyncio.gather(*ending)
+    assert (scheduler.state, list(scheduler.stores)) == ("stopped", ["default", "b"])
+
+
+@pytest.mark.parametrize("state", ["starting", "stopping"])
+async def test_stores_stay_as_they_are_while_the_scheduler_starts_or_stops(
+    clock: ManualClock, state: str
+) -> None:
+    refused = []
+
+    async def change(scheduler: Scheduler) -> None:
+        assert scheduler.state == state
+        for call in (scheduler.add_store("more", "memory://"), scheduler.remove_store("other")):
+            with pytest.raises(NotRunning, match=state):
+                await call
+            refused.append(1)
+
+    @asynccontextmanager
+    async def lifespan(scheduler: Scheduler) -> AsyncIterator[None]:
+        if state == "starting":
+            await change(scheduler)
+        yield
+        if state == "stopping":
+            await change(scheduler)
+
+    async with Scheduler(
+        dict.fromkeys(["default", "other"], "memory://"), lifespan=lifespan, clock=clock
+    ) as scheduler:
+        assert scheduler.state == "running"
+    assert len(refused) == 2
+    assert list(scheduler.stores) == ["default", "other"]
+
+
+@pytest.mark.parametrize("given", [Path("jobs.db"), 5, None, MemoryStore], ids=["path", "5", "none", "class"])
+async def test_what_is_no_store_is_refused(scheduler: Scheduler, given: Any) -> None:
+    with pytest.raises(DefinitionError, match="sqlite:///"):
+        await scheduler.add_store("other", given)
+    with pytest.raises(DefinitionError, match="sqlite:///"):
+        Scheduler(given)
+    assert list(scheduler.stores) == ["default"]
+
+
+async def test_one_store_has_one_alias(scheduler: Scheduler) -> None:
+    """To remove it under one would close it under the other."""
+    with pytest.raises(DefinitionError, match="is store 'default'"):
+        await scheduler.add_store("other", scheduler.stores["default"])
+
+
+async def test_a_store_whose_removal_is_given_up_when_its_worker_has_gone_is_removed(
+    scheduler: Scheduler, clock: ManualClock, ran: list[str]
+) -> None:
+    class Slow(MemoryStore):
+        async def close(self) -> None:
+            await clock.sleep(1)
+
+    await scheduler.add_store("other", Slow())
+    removing = asyncio.get_running_loop().create_task(scheduler.remove_store("other", drain=0))
+    await clock.advance(0)
+    removing.cancel()
+    await clock.advance(2)
+    assert removing.cancelled()
+    with pytest.raises(UnknownStoreError, match="no store 'other'"):
+        await scheduler.add_job("note", args=["a"], store="other")
+    await scheduler.add_store("other", "memory://")
+    await scheduler.add_job("note", args=["b"], store="other")
+    await clock.advance(1)
+    assert ran == ["b"]
+
+
+async def test_a_store_that_goes_while_all_are_paused_is_no_error(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    class Slow(MemoryStore):
+        async def add(self, records: Sequence[Record]) -> set[str]:
+            if records[0].hold == "paused":
+                removing.append(
+                    asyncio.get_running_loop().create_task(scheduler.remove_store("third", drain=0))
+                )
+                await asyncio.wait(removing)
+            return await super().add(records)
+
+    removing: list[asyncio.Task[None]] = []
+    await scheduler.add_store("second", Slow())
+    await scheduler.add_store("third", "memory://")
+    await scheduler.pause(queue="mail", everywhere=True)
+    assert [task.exception() for task in removing] == [None]
+
+
 async def test_a_taken_alias_is_refused(scheduler: Scheduler) -> None:
     with pytest.raises(DefinitionError):
         await scheduler.add_store("default", "memory://")
@@ -594,6 +945,12 @@ async def test_next_fire_time_is_the_earliest_of_all_stores(scheduler: Scheduler
 async def test_now_is_the_stores_clock(scheduler: Scheduler, clock: ManualClock) -> None:
     await clock.advance(7.25)
     assert scheduler.now() == clock.now()
+
+
+async def test_without_the_default_store_there_is_no_clock_to_ask(scheduler: Scheduler) -> None:
+    await scheduler.remove_store("default")
+    with pytest.raises(UnknownStoreError, match="no store 'default'"):
+        scheduler.now()
 
 
 async def test_with_lookahead_a_job_still_starts_at_its_time(clock: ManualClock) -> None:

@@ -1,11 +1,22 @@
 """Many who change the same jobs at once: no change is lost, and each call tells the truth."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
-from asyncsched import ConflictingIdError, Job, JobLookupError, Scheduler, every
+from asyncsched import (
+    ConflictingIdError,
+    Job,
+    JobLookupError,
+    MemoryStore,
+    Scheduler,
+    StoreUnavailable,
+    every,
+)
+from asyncsched.contract import Record, Update
+from asyncsched.shelf import Shelf
 
 pytestmark = pytest.mark.anyio
 
@@ -97,3 +108,68 @@ async def test_pausing_and_resuming_at_once_ends_in_one_of_both(make_scheduler: 
             )
             job = await scheduler.get_job("x")
             assert (job.state == "paused") == (job.next_fire_time is None)
+
+
+class Locked(MemoryStore):
+    """Its records can be read; whoever would change one waits in vain for another's transaction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.updates = 0
+        self.is_locked = True
+
+    async def update(self, update: Update) -> Record | None:
+        self.updates += 1
+        if self.is_locked:
+            raise StoreUnavailable("it did not answer in time")
+        return await super().update(update)
+
+
+async def test_a_job_that_others_have_locked_is_tried_three_times_and_the_reason_is_told() -> None:
+    store = Locked()
+    async with Scheduler(store, queues=()) as scheduler:
+        await scheduler.add_job(nothing, every(60), id="x")
+        with pytest.raises(StoreUnavailable, match="did not answer in time"):
+            await scheduler.pause_job("x")
+        assert store.updates == 3
+        store.is_locked = False
+        assert (await scheduler.pause_job("x")).state == "paused"
+
+
+async def test_in_a_user_s_transaction_a_change_is_tried_once() -> None:
+    """What went wrong may have ended the transaction, and whatever is sent then is outside of it."""
+    store: Any = Locked()
+    async with Scheduler(store, queues=()) as scheduler:
+        await scheduler.add_job(nothing, every(60), id="x")
+        shelf = scheduler._engine.shelf("default")
+        joined = Shelf("default", store, shelf.composer, shelf.editor, shelf.now, tries=1)
+        with pytest.raises(StoreUnavailable, match="did not answer in time"):
+            await joined.change("x", lambda record: shelf.editor.cancel(record, shelf.now()))
+    assert store.updates == 1
+
+
+class Overtaken(MemoryStore):
+    """The reply to an update is lost, and somebody changes the job before that is noticed."""
+
+    overtake: Callable[[], Awaitable[object]] | None = None
+
+    async def update(self, update: Update) -> Record | None:
+        updated = await super().update(update)
+        if self.overtake is not None:
+            overtake, self.overtake = self.overtake, None
+            await overtake()
+            raise StoreUnavailable("the reply was lost")
+        return updated
+
+
+async def test_a_run_whose_lost_reply_another_change_overtakes_is_asked_for_once() -> None:
+    store = Overtaken()
+    async with Scheduler(store) as scheduler:
+        await scheduler.pause()
+        await scheduler.add_job(nothing, every(3600), id="x")
+        store.overtake = lambda: scheduler.update_job("x", tags=["overtaken"])
+        await scheduler.run_job("x")
+        assert (await scheduler.get_job("x")).tags == ("overtaken",)
+        await scheduler.resume()
+        await scheduler.wait_job("x", timeout=10)
+        assert len(await scheduler.history.runs("x")) == 1

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from asyncsched import DataSerializer, MemoryStore, PickleSerializer, Scheduler, SerializationError
 from asyncsched.testing import ManualClock
+from tests.support.naming import shown
 
 DATA = DataSerializer()
 
@@ -186,7 +187,7 @@ def test_what_comes_back_is_what_went_in(value: Any) -> None:
         Struct("Ada", date(1815, 12, 10)),
         Model(when=datetime(2026, 1, 1, tzinfo=UTC), amount=Decimal("1.10"), tags={"a"}),
         Aliased(userId=5, nested=Model(when=datetime(2026, 1, 1, tzinfo=UTC), amount=Decimal(1))),
-        Open(a=1, b=[2]),  # type: ignore[call-arg]
+        Open(a=1, b=[2]),  # type: ignore[call-arg]  # the model allows further fields
         Root([1, 2]),
         {"a": [{"b": (Point(1), {Colour.RED: b"x"})}]},
     ],
@@ -209,8 +210,11 @@ def test_a_datetime_keeps_its_zone() -> None:
 
 
 @pytest.mark.parametrize("fold", [0, 1])
-def test_a_datetime_keeps_its_fold(fold: int) -> None:
-    value = datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=fold)
+@pytest.mark.parametrize(
+    "wall", [datetime(2026, 10, 25, 2, 30), datetime(2016, 3, 27, 2, 0)], ids=["fold", "gap"]
+)
+def test_a_datetime_keeps_its_fold(fold: int, wall: datetime) -> None:
+    value = wall.replace(tzinfo=ZoneInfo("Europe/Berlin"), fold=fold)
     assert back(value).fold == fold
     assert back(value).timestamp() == value.timestamp()
 
@@ -250,12 +254,12 @@ class Words(list[str]):
         ({"a": {"b": object()}}, "value.a.b"),
         ({1: object()}, "value[1]"),
         ({object(): 1}, "value key"),
-        (Segment([Point(object())]), "value.ends[0].x"),  # type: ignore[arg-type]
+        (Segment([Point(object())]), "value.ends[0].x"),  # type: ignore[arg-type]  # what cannot be stored is what is tested
         (ValueError("x"), "value"),
         ("\ud800", "value"),
         ([{"a": "\ud800"}], "value[0].a"),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_what_cannot_be_stored_is_refused_with_the_path_to_it(value: Any, path: str) -> None:
     with pytest.raises(SerializationError) as caught:
@@ -458,7 +462,7 @@ async def test_arguments_are_decoded_to_the_tasks_annotations(
         ([1, "2"], list[int]),
         (Plain(), Point),
     ],
-    ids=str,
+    ids=shown,
 )
 async def test_arguments_that_do_not_fit_the_annotations_are_refused_when_added(
     scheduler: Scheduler, given_: Any, annotation: Any

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import aiomysql
@@ -33,10 +33,11 @@ _NOT_APPLIED = frozenset({1242, 1062})
 #: The server may be read only since a failover: --read-only, a read only transaction, read only mode.
 _READ_ONLY = frozenset({1290, 1792, 1836})
 #: The fault of the server, the network or the hour, not of what was asked: it may succeed when repeated, and condemns no job.
+#: With 1105, an unknown error, MySQL answers a join that was killed while it wrote.
 _PASSING = _LOST_AGAINST_ANOTHER | _READ_ONLY | frozenset(
     {
-        1015, 1020, 1021, 1030, 1037, 1038, 1040, 1041, 1047, 1053, 1077, 1078, 1079, 1080, 1114, 1135, 1152, 1154, 1155,
-        1156, 1157, 1158, 1159, 1160, 1161, 1180, 1184, 1203, 1206, 1226, 1317, 1412, 1637, 1927, 1969, 3024, 3058, 3100,
+        1015, 1020, 1021, 1030, 1037, 1038, 1040, 1041, 1047, 1053, 1077, 1078, 1079, 1080, 1105, 1114, 1129, 1135, 1152, 1154,
+        1155, 1156, 1157, 1158, 1159, 1160, 1161, 1180, 1184, 1203, 1206, 1226, 1317, 1412, 1637, 1927, 1969, 3024, 3058, 3100,
         3101, 3168, 3169, 3572, 4031,
     }
 )  # fmt: skip
@@ -82,12 +83,16 @@ class PoolLine:
         self, options: Mapping[str, Any], size: int, timeout_s: float, given: Any, place: str
     ) -> None:
         self.max_packet = 1 << 20
+        #: Whether a server has been found fit: what it refuses from then on is its own to mend.
+        self.is_ready = False
         self._options = options
         self._size = size
         self.timeout_s = timeout_s
         self._given = given
         self.place = place
         self._pool: Any = given
+        #: On their way to those who wait for a connection.
+        self._news: set[asyncio.Future[None]] = set()
         #: What a session is told once where it is ours has to be told with each transaction where it is not; and without
         #: autocommit a mere SELECT of whoever had the connection before has begun one.
         begin = "START TRANSACTION"
@@ -119,15 +124,18 @@ class PoolLine:
         pool, self._pool = self._pool, self._given
         if self._given is not None or pool is None:
             return
-        with contextlib.suppress(MySQLError, OSError):
-            async with asyncio.timeout(_LEAVE_S):
-                # Idle connections take their leave, as a server's log wants it. The driver does not wait for their end, and
-                # with TLS that takes a few turns of the loop.
-                writers = [connection._writer for connection in pool._free]
-                await pool.clear()
-                for writer in writers:
-                    await writer.wait_closed()
-        pool.terminate()
+        try:
+            with contextlib.suppress(MySQLError, OSError):
+                async with asyncio.timeout(_LEAVE_S):
+                    # Idle connections take their leave, as a server's log wants it. The driver does not wait for their end,
+                    # and with TLS that takes a few turns of the loop.
+                    writers = [connection._writer for connection in pool._free]
+                    await pool.clear()
+                    for writer in writers:
+                        await writer.wait_closed()
+        finally:
+            _evict(pool)
+            pool.terminate()
         with contextlib.suppress(OSError):
             async with asyncio.timeout(_LEAVE_S):
                 await pool.wait_closed()
@@ -158,20 +166,36 @@ class PoolLine:
         except Exception as error:
             if isinstance(error, TimeoutError) and self._pool is not None:
                 _evict(self._pool)
-            raise translated(error, self.place, self.timeout_s) from error
+            raise translated(error, self.place, self.timeout_s, self.is_ready) from error
 
     async def _call_once(self, packet: bytes) -> Sequence[Answer]:
         pool = self._pool
         if pool is None:
             raise StoreError(f"the store on {self.place} is not open: await its open() first")
-        connection = await pool.acquire()
+        try:
+            connection = await pool.acquire()
+        except BaseException:
+            # It may have been told of a connection just now, and does not take it.
+            self._tell(pool._wakeup())
+            raise
         try:
             answers = await _ask(connection, packet)
         except BaseException as error:
             await self._mend(pool, connection, error)
             raise
-        await pool.release(connection)
+        self._give_back(pool, connection)
         return answers
+
+    def _give_back(self, pool: Any, connection: Any) -> None:
+        """Of a connection that was closed the pool tells nobody, though another may be made in its place; and whoever were
+        cancelled while it tells would keep the news to himself."""
+        news = pool.release(connection)
+        self._tell(pool._wakeup() if news.done() else news)
+
+    def _tell(self, telling: Awaitable[None]) -> None:
+        news = asyncio.ensure_future(telling)
+        self._news.add(news)
+        news.add_done_callback(self._news.discard)
 
     async def _mend(self, pool: Any, connection: Any, error: BaseException) -> None:
         """Give a connection back whose call failed: fit for use, or closed."""
@@ -187,7 +211,7 @@ class PoolLine:
             connection.close()
             raise
         finally:
-            pool.release(connection)
+            self._give_back(pool, connection)
 
 
 def _evict(pool: Any) -> None:
@@ -206,6 +230,9 @@ class GuestLine:
 
     def __init__(self, connection: Any, timeout_s: float, place: str, max_packet: int) -> None:
         self.max_packet = max_packet
+        #: Whether the server refuses to lock what another transaction has changed since this one began (MariaDB, by default
+        #: from 11.6 on). A claim that was renewed meanwhile is still the claim that it was: the statements say so themselves.
+        self.is_strict = False
         self._connection = connection
         self.timeout_s = timeout_s
         self.place = place
@@ -230,17 +257,39 @@ class GuestLine:
         if not self._connection.closed:
             await self._call([how])
 
+    async def leave(self) -> None:
+        """Roll back; where that cannot be said, the connection is closed, which says it as well."""
+        try:
+            await self.end("ROLLBACK")
+        except StoreError:
+            self._connection.close()
+
     async def _call(self, statements: Sequence[str], undo: str = "") -> Sequence[Answer]:
         try:
             async with asyncio.timeout(self.timeout_s):
                 try:
-                    return await _ask(self._connection, _packed(statements, self.max_packet))
+                    written = [_lenient(s) for s in statements] if self.is_strict else statements
+                    return await _ask(self._connection, _packed(written, self.max_packet))
                 except MySQLError as error:
-                    if undo and code_of(error) in _NOT_APPLIED:
-                        await _ask(self._connection, undo.encode())
+                    await self._undo(undo, error)
                     raise
         except Exception as error:
             raise translated(error, self.place, self.timeout_s) from error
+
+    async def _undo(self, undo: str, error: MySQLError) -> None:
+        """All that was done of a call that failed goes, whatever it failed of: its user may catch that, and commit."""
+        # A deadlock has undone the transaction as a whole, and so has any failure that a server is set to do that for.
+        if undo and not self._connection.closed and code_of(error) != 1213:
+            with contextlib.suppress(MySQLError):
+                await _ask(self._connection, undo.encode())
+
+
+def _lenient(statement: str) -> str:
+    if statement.startswith(("SELECT", "INSERT", "UPDATE", "DELETE")):
+        return f"SET STATEMENT innodb_snapshot_isolation = 0 FOR {statement}"
+    if statement.startswith("SET STATEMENT "):
+        return f"SET STATEMENT innodb_snapshot_isolation = 0, {statement.removeprefix('SET STATEMENT ')}"
+    return statement
 
 
 def _packed(statements: Sequence[str], limit: int) -> bytes:
@@ -275,7 +324,7 @@ def code_of(error: BaseException) -> int | None:
     return code if isinstance(code, int) else None
 
 
-def translated(error: Exception, place: str, timeout_s: float) -> Exception:
+def translated(error: Exception, place: str, timeout_s: float, is_ready: bool = False) -> Exception:
     """What the failure *error* of a call to the server at *place* means to the caller."""
     if isinstance(error, StoreError):
         return error
@@ -285,37 +334,45 @@ def translated(error: Exception, place: str, timeout_s: float) -> Exception:
     if code in _NOT_APPLIED:
         return NotApplied()
     if code is None or code < 1000 or 2000 <= code < 3000:
-        return _client_failure(error, code, place)
+        return _client_failure(error, code, place, is_ready)
     said = f"({code}: {error.args[1] if len(error.args) > 1 else ''})"
     if code in _READ_ONLY:
         return StoreUnavailable(f"{here} is read-only {said}: connect to the primary")
     if code in _PASSING:
         return StoreUnavailable(f"{here} cannot do it at present {said}")
-    if code in _LOGIN:
-        return StoreError(f"{here} refuses the login {said}: check user, password, host and TLS")
-    if code in _PRIVILEGE:
-        return StoreError(f"{here} refuses it to this user {said}: grant it that privilege")
-    if code == 1049:
-        return StoreError(f"there is no such database at {place} {said}: create it, or name another")
+    if message := _door(code, place, said):
+        # A refusal for good would condemn the jobs whose ends were to be written.
+        return StoreUnavailable(message) if is_ready else StoreError(message)
     if code in _MISSING:
         return SchemaError(
             f"the schema at {place} is gone or damaged {said}: open the store again to create it"
         )
     if code == 1153:
         return StoreError(f"a packet is larger than {here} takes {said}: raise its max_allowed_packet")
-    if code == 1665:
-        return StoreError(f"{here} logs by statement {said}: set its binlog_format to ROW or MIXED")
     return StoreError(f"{here} refused the call {said}")
 
 
-def _client_failure(error: Exception, code: int | None, place: str) -> StoreError:
+def _door(code: int, place: str, said: str) -> str:
+    """What is to be mended where a server lets nobody in, or does not allow what the store needs; empty: it is not that."""
+    here = f"the server at {place}"
+    if code in _LOGIN:
+        return f"{here} refuses the login {said}: check user, password, host and TLS"
+    if code in _PRIVILEGE:
+        return f"{here} refuses it to this user {said}: grant it that privilege"
+    if code == 1049:
+        return f"there is no such database at {place} {said}: create it, or name another"
+    if code == 1665:
+        return f"{here} logs by statement {said}: set its binlog_format to ROW or MIXED"
+    return ""
+
+
+def _client_failure(error: Exception, code: int | None, place: str, is_ready: bool) -> StoreError:
     """Of an error that is the driver's own or the network's."""
+    let_in = StoreUnavailable if is_ready else StoreError
     if isinstance(error, MySQLError):
         cause = error.__cause__ or error
         if isinstance(cause, ssl.SSLError):
-            return StoreError(
-                f"TLS with {place} failed ({cause}): name its authority with ssl_ca=, or pass ssl="
-            )
+            return let_in(f"TLS with {place} failed ({cause}): name its authority with ssl_ca=, or pass ssl=")
         if code == 2003:
             return StoreUnavailable(f"{place} cannot be reached: {cause}")
         if code is not None or isinstance(error, InterfaceError):
@@ -324,7 +381,7 @@ def _client_failure(error: Exception, code: int | None, place: str) -> StoreErro
     if isinstance(error, OSError | EOFError):
         return StoreUnavailable(f"{place} cannot be reached: {error}")
     if isinstance(error, RuntimeError) and "cryptography" in str(error):
-        return StoreError(
+        return let_in(
             f"the login at {place} needs TLS or RSA: use ssl=true, or pip install cryptography ({error})"
         )
     if isinstance(error, OverflowError | UnicodeError | TypeError | ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import zlib
 from typing import Literal
 
@@ -12,13 +13,13 @@ from asyncsched.stores.mysql._schema import MIGRATIONS, SCHEMA_VERSION, Names
 from asyncsched.stores.mysql._statements import DONE, guard
 from asyncsched.stores.mysql._text import integer, text
 
-__all__ = ["check_guest", "check_schema", "check_server", "ddl", "space_of"]
+__all__ = ["check_guest", "check_schema", "check_server", "ddl", "mark_of", "space_of"]
 
 Dialect = Literal["mariadb", "mysql"]
 
 #: The first release of each that has what the statements need.
 _NEEDED = {"mariadb": (10, 6), "mysql": (8, 0, 17)}
-_SESSION = "@@character_set_client, @@character_set_results, @@sql_mode"
+_SESSION = "@@character_set_client, @@character_set_connection, @@character_set_results, @@sql_mode"
 
 
 def ddl(prefix: str, dialect: Dialect) -> str:
@@ -81,16 +82,40 @@ async def space_of(line: PoolLine, names: Names, namespace: str) -> int:
     return int(answer.rows[0][0])
 
 
-async def check_guest(line: GuestLine) -> None:
-    """Whether the statements mean the same on a connection of the user's; raises DefinitionError."""
-    [answer] = await line.read(f"SELECT {_SESSION}")
+async def mark_of(line: PoolLine, names: Names) -> int:
+    """A number that these tables have, and those of the same name on another server have not."""
+    there = _marked(names)
+    [answer] = await line.read(there)
+    if not answer.rows:
+        alone = f"ON DUPLICATE KEY UPDATE name = {names.meta}.name"
+        mark = integer(secrets.randbits(62))
+        insert = f"INSERT INTO {names.meta} (name, value) VALUES ('mark', {mark}) {alone}"
+        _, answer = await line.write(insert, there)
+    return int(answer.rows[0][0])
+
+
+def _marked(names: Names) -> str:
+    return f"SELECT value FROM {names.meta} WHERE name = 'mark'"
+
+
+async def check_guest(line: GuestLine, names: Names, mark: int) -> None:
+    """Whether the statements mean the same on a connection of the user's, and what makes them; raises DefinitionError."""
+    answer, strict, marked = await line.read(
+        f"SELECT {_SESSION}", "SHOW VARIABLES LIKE 'innodb_snapshot_isolation'", _marked(names)
+    )
+    line.is_strict = any(value == "ON" for _, value in strict.rows)
     if problem := _unfit(*answer.rows[0]):
         raise DefinitionError(f"connection= is one of those that {problem}")
+    if [(mark,)] != list(marked.rows):
+        raise DefinitionError(
+            f"connection= leads to another server than that of {line.place}, with tables of the same names: give one to the "
+            "database that keeps the jobs"
+        )
 
 
-def _unfit(client: str, results: str, mode: str) -> str:
-    if (client, results) != ("utf8mb4", "utf8mb4"):
-        return f"speak {client} and {results}, not utf8mb4: make them with charset='utf8mb4'"
+def _unfit(client: str, between: str, results: str, mode: str) -> str:
+    if {client, between, results} != {"utf8mb4"}:
+        return f"speak {client}, {between} and {results}, not utf8mb4: make them with charset='utf8mb4'"
     if "EMPTY_STRING_IS_NULL" in mode:
         return "take an empty text for none (sql_mode EMPTY_STRING_IS_NULL): set another sql_mode for them"
     return ""

@@ -31,6 +31,9 @@ _LOCKS = {
     "mysql": ("FOR UPDATE OF j", "FOR SHARE OF j"),
 }
 
+#: By dialect: MariaDB cuts an aggregate where its sessions say, and be that within a value.
+_UNCUT = {"mariadb": "SET STATEMENT group_concat_max_len = 16777216 FOR ", "mysql": ""}
+
 _KIND = "ENGINE=InnoDB ROW_FORMAT=DYNAMIC DEFAULT CHARSET=utf8mb4 COLLATE={collation}"
 
 #: A child's id is its parent's and a slot; a lease's name is a limit's key and a slot.
@@ -75,6 +78,7 @@ class Names:
         self.collation = COLLATIONS[dialect]
         #: How one of several tables is locked: MySQL wants to be told which, and MariaDB does not know how to be told.
         self.for_update, self.for_share = _LOCKS[dialect]
+        self.uncut = _UNCUT[dialect]
         self._start = ("" if database is None else f"{_quoted(database)}.", prefix)
         self.meta, self.spaces, self.fences = (
             self._named("meta"),

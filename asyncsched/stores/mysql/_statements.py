@@ -7,7 +7,7 @@ session: neither server can say of an UPDATE that it is to pass over locked rows
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from asyncsched.contract import Claim, Entry, Filter, Lease, Record, Settlement, Update
 from asyncsched.stores.mysql._schema import Names
@@ -39,6 +39,10 @@ _LOG_ORDER = "settled_at DESC, job_id DESC, fence DESC, kind DESC, fire_at DESC"
 _PRIORITIES = range(9, -1, -1)
 #: More choices in one CASE cost more than another statement does.
 _CHOICES = 100
+#: Queues in one look.
+_LOOKS = 10
+#: A named lease that ended so long ago is forgotten: nobody renews it any more.
+_FORGOTTEN_S = 3600.0
 
 
 def guard(expected: int) -> str:
@@ -76,6 +80,13 @@ class Statements:
         rows = ",".join(map(self._row, records))
         return f"INSERT INTO {self._n.jobs} ({_INSERTED}) VALUES {rows}{alone}"
 
+    def raise_fence(self, fence: int) -> list[str]:
+        """Later fences are higher than *fence*: the counter goes on behind the highest that was inserted."""
+        return [
+            f"INSERT INTO {self._n.fences} (fence) VALUES ({integer(fence)}) ON DUPLICATE KEY UPDATE fence = fence",
+            f"DELETE FROM {self._n.fences} WHERE fence = {integer(fence)}",
+        ]
+
     def strangers(self, records: Sequence[Record]) -> str:
         """The ids among *records* that other births hold; as they are now, whatever the transaction has seen before."""
         births = self._from_json(
@@ -100,7 +111,7 @@ class Statements:
         at = now if u.revoke else wake(u.wake_at)
         changes = {"hold": optional(u.hold), "wake_at": at, "parked_at": "NULL" if u.hold is None else at}
         if u.revoke:
-            changes |= {"holder": "NULL", "prior_fence": "NULL"}
+            changes["holder"] = "NULL"
         else:
             changes = {name: f"IF(holder IS NULL, {value}, {name})" for name, value in changes.items()}
         if u.task is not None:
@@ -127,6 +138,12 @@ class Statements:
         Each is a probe of an index, whatever is stored."""
         made = "0" if token is None else f"(SELECT COUNT(*) FROM {self._claims_of(token)})"
         return f"SELECT {', '.join([now, made, *map(self._lanes, queues)])}"
+
+    def looks(self, queues: Sequence[str], now: str, token: str | None = None) -> list[str]:
+        """The same in several statements where there are many queues: what the servers need to make a plan of one grows with
+        the square of its probes."""
+        pieces = [queues[start : start + _LOOKS] for start in range(0, len(queues), _LOOKS)] or [queues]
+        return [self.look(piece, now, token if i == 0 else None) for i, piece in enumerate(pieces)]
 
     def claims_of(self, token: str) -> str:
         """What the claims of *token* took."""
@@ -187,7 +204,8 @@ class Statements:
             ),
             f"UPDATE {self._join_taken} SET j.wake_at = GREATEST(j.wake_at, {until}), "
             f"j.parked_at = IF(j.hold IS NULL, NULL, GREATEST(j.wake_at, {until}))",
-            f"SELECT j.id, j.fence, j.version FROM {self._join_taken}",
+            # Locked already; so it is read as it is, whatever a user's transaction has seen before. Below as well.
+            f"SELECT j.id, j.fence, j.version FROM {self._join_taken} {self._n.for_update}",
             f"SELECT {_NOW}",
         ]
 
@@ -269,33 +287,75 @@ class Statements:
 
     # -- named leases --------------------------------------------------------------------------------------------------
 
-    def acquire(self, keys: Sequence[str], holder: str, now: str, lease_s: float) -> list[str]:
+    def acquire(
+        self, keys: Sequence[str], holder: str, now: str, lease_s: float, limit: int | None
+    ) -> list[str]:
         """A fence is drawn once the leases are locked: whoever had one of them before drew a lower one."""
         until, me, leases = f"({_NOW} + {real(lease_s)})", text(holder), self._n.leases
-        rows = ",".join(f"({self._space},{text(key)},{me},0,{until})" for key in sorted(set(keys)))
-        mine = f"space = {self._space} AND name IN ({listed(sorted(set(keys)))}) AND holder = {me}"
+        these = f"space = {self._space} AND name IN ({listed(sorted(keys))})"
+        mine, of_mine = f"{these} AND holder = {me}", ""
+        if limit is None:
+            rows = ",".join(f"({self._space},{text(key)},{me},0,{until})" for key in sorted(keys))
+            take = [
+                f"INSERT INTO {leases} (space, name, holder, fence, ends_at) VALUES {rows} ON DUPLICATE KEY UPDATE "
+                f"fence = IF(ends_at <= {_NOW}, 0, fence), holder = IF(ends_at <= {_NOW}, {me}, holder), "
+                f"ends_at = IF(ends_at <= {_NOW} OR holder = {me}, {until}, ends_at)"
+            ]
+        else:
+            take = self._take_some(keys, me, until, limit)
+            # Where more are the holder's than were wanted, those were renewed that stand first.
+            of_mine = f" AND ends_at > {_NOW} ORDER BY FIELD(name, {listed(keys)}) LIMIT {integer(limit)}"
         return [
             f"SET {_NOW} = {now}",
-            f"INSERT INTO {leases} (space, name, holder, fence, ends_at) VALUES {rows} ON DUPLICATE KEY UPDATE "
-            f"fence = IF(ends_at <= {_NOW}, 0, fence), holder = IF(ends_at <= {_NOW}, {me}, holder), "
-            f"ends_at = IF(ends_at <= {_NOW} OR holder = {me}, {until}, ends_at)",
+            *take,
             f"INSERT INTO {self._n.fences} () VALUES ()",
             f"UPDATE {leases} SET fence = LAST_INSERT_ID() WHERE {mine} AND fence = 0",
             f"DELETE FROM {self._n.fences} WHERE fence = LAST_INSERT_ID()",
-            f"SELECT name, holder, fence, ends_at FROM {leases} WHERE {mine}",
+            f"SELECT name, holder, fence, ends_at FROM {leases} WHERE {mine}{of_mine} FOR UPDATE",
+        ]
+
+    def _take_some(self, keys: Sequence[str], me: str, until: str, limit: int) -> list[str]:
+        """All that are asked for are locked, in one order: so those who compete take turns. Rows that were made for that go."""
+        leases, name = self._n.leases, f"FIELD(name, {listed(keys)})"
+        these = f"space = {self._space} AND name IN ({listed(sorted(keys))})"
+        rows = ",".join(f"({self._space},{text(key)},'',0,0)" for key in sorted(keys))
+        chosen = (
+            f"SELECT name, IF(ends_at <= {_NOW}, 0, fence) AS fence FROM {leases} WHERE {these} "
+            f"AND (ends_at <= {_NOW} OR holder = {me}) ORDER BY ends_at <= {_NOW}, {name} LIMIT {integer(limit)}"
+        )
+        return [
+            f"INSERT INTO {leases} (space, name, holder, fence, ends_at) VALUES {rows} "
+            "ON DUPLICATE KEY UPDATE fence = fence",
+            f"UPDATE ({chosen}) AS t STRAIGHT_JOIN {leases} AS l ON l.space = {self._space} AND l.name = t.name "
+            f"SET l.holder = {me}, l.fence = t.fence, l.ends_at = {until}",
+            f"DELETE FROM {leases} WHERE {these} AND ends_at = 0",
         ]
 
     def extend(self, leases: Sequence[Lease], now: str, lease_s: float) -> list[str]:
         which = self._these(leases)
         return [
             f"UPDATE {self._n.leases} SET ends_at = GREATEST(ends_at, {now} + {real(lease_s)}) WHERE {which}",
-            f"SELECT name, holder, fence, ends_at FROM {self._n.leases} WHERE {which}",
+            f"SELECT name, holder, fence, ends_at FROM {self._n.leases} WHERE {which} FOR UPDATE",
         ]
 
-    def erase(self) -> list[str]:
+    def erase(self, limit: int) -> list[str]:
+        """Each is to be repeated for as long as it deletes so many rows."""
         of_space = [self._n.jobs, self._n.runs, self._n.claims, self._n.leases]
-        erased = [f"DELETE FROM {table} WHERE space = {self._space}" for table in of_space]
+        where = f"WHERE space = {self._space} LIMIT {integer(limit)}"
+        erased = [f"DELETE FROM {table} {where}" for table in of_space]
         return [*erased, f"DELETE FROM {self._n.spaces} WHERE id = {self._space}"]
+
+    def forget_leases(self, behind: str, now: str, many: int) -> list[str]:
+        """Of so many behind that key, delete those that ended long ago; give the last of them, if there are so many."""
+        next_ = (
+            f"SELECT name FROM {self._n.leases} WHERE space = {self._space} AND name > {text(behind)} ORDER BY name "
+            f"LIMIT {integer(many)}"
+        )
+        return [
+            f"SELECT name FROM ({next_}) AS s ORDER BY name LIMIT 1 OFFSET {integer(many - 1)}",
+            f"DELETE l FROM ({next_}) AS s STRAIGHT_JOIN {self._n.leases} AS l ON l.space = {self._space} "
+            f"AND l.name = s.name WHERE l.ends_at < {now} - {real(_FORGOTTEN_S)}",
+        ]
 
     def release(self, leases: Sequence[Lease]) -> str:
         return f"DELETE FROM {self._n.leases} WHERE {self._these(leases)}"
@@ -336,8 +396,22 @@ class Statements:
             f"AND job_id > {text(behind)}{upto} GROUP BY job_id HAVING COUNT(*) > {integer(per_job)}"
         )
 
-    def prune_job(self, job_id: str, count: int) -> str:
-        return self._prune("by_job", f"job_id = {text(job_id)}", "settled_at", count)
+    def first_beyond(self, job_id: str, per_job: int) -> str:
+        """Where in its log the newest entry of a job stands that is one too many."""
+        return (
+            f"SELECT settled_at, fence, kind, fire_at FROM {self._n.runs} FORCE INDEX (by_job) WHERE space = {self._space} "
+            f"AND job_id = {text(job_id)} ORDER BY settled_at DESC, fence DESC, kind DESC, fire_at DESC "
+            f"LIMIT 1 OFFSET {integer(per_job)}"
+        )
+
+    def prune_job(self, job_id: str, newest: tuple[Any, ...], count: int) -> str:
+        """Delete so many entries of a job up to the *newest*."""
+        at, fence, kind, fire_at = newest
+        end = (
+            f"settled_at <= {real(at)} AND (settled_at < {real(at)} OR (fence, kind, fire_at) <= "
+            f"({integer(fence)}, {text(kind)}, {real(fire_at)}))"
+        )
+        return self._prune("by_job", f"job_id = {text(job_id)} AND {end}", "settled_at", count)
 
     # -- below ---------------------------------------------------------------------------------------------------------
 
@@ -366,7 +440,8 @@ class Statements:
 
     def _take(self, locking: str) -> str:
         """Keep what the select *locking* locks. It has a limit, so that it is not merged into the rest of the statement."""
-        return f"SELECT JSON_ARRAYAGG(JSON_ARRAY(id, was, prior)) INTO {_TAKEN} FROM ({locking}) AS locked"
+        keep = f"SELECT JSON_ARRAYAGG(JSON_ARRAY(id, was, prior)) INTO {_TAKEN} FROM ({locking}) AS locked"
+        return f"{self._n.uncut}{keep}"
 
     def _claims_of(self, token: str) -> str:
         return f"{self._n.claims} WHERE space = {self._space} AND token = {text(token)}"

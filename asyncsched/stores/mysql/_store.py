@@ -33,7 +33,14 @@ from asyncsched.contract import (
 from asyncsched.errors import DefinitionError, StoreError, StoreUnavailable
 from asyncsched.guest import driver_connection
 from asyncsched.stores.mysql._line import Answer, GuestLine, Line, NotApplied, PoolLine
-from asyncsched.stores.mysql._opening import check_guest, check_schema, check_server, ddl, space_of
+from asyncsched.stores.mysql._opening import (
+    check_guest,
+    check_schema,
+    check_server,
+    ddl,
+    mark_of,
+    space_of,
+)
 from asyncsched.stores.mysql._schema import Names
 from asyncsched.stores.mysql._statements import SERVER_NOW, Lane, Statements
 from asyncsched.stores.mysql._text import NEVER, real
@@ -45,6 +52,8 @@ _T = TypeVar("_T")
 #: So many items go into one statement, and so many records are claimed by one.
 _PIECE = 500
 _TLS_FILES = ("ssl_ca", "ssl_cert", "ssl_key")
+#: Rows that go at a time when a namespace is erased.
+_ERASED = 10_000
 #: A call of prune looks at so many log entries for crowded jobs, and the next call goes on behind them.
 _SWEEP = 10_000
 #: So long behind the end of its lease a claim is remembered, and forgotten by the way by every so many-eth that is made.
@@ -122,14 +131,21 @@ class MySQLStore:
         self._now: Callable[[], float] | None = None
         self._line: Line = self._new_line()
         self._is_open = False
-        self._sql = Statements(Names(None, table_prefix, dialect), 0)
+        self._names = Names(None, table_prefix, dialect)
+        self._sql = Statements(self._names, 0)
+        self._mark = 0
         self._listeners: list[Callable[[float | None], None]] = []
-        #: The job behind which the next call of prune begins to look for crowded ones.
-        self._swept = ""
+        #: The job behind which the next call of prune looks for crowded ones, and the lease behind which for old ones.
+        self._swept = self._looked_at = ""
         self._takes = 0
         #: In a transaction of the user's: what was found to be there, or newer, while the transaction may see the table as it
         #: was when it began. A locking read sees it as it is. It is kept to these: where it finds nothing it locks out inserts.
         self._doubted: set[str] = set()
+
+    @classmethod
+    def from_pool(cls, pool: Any, **keywords: Any) -> MySQLStore:
+        """A store by the user's own pool, which is never closed here."""
+        return cls(pool=pool, **keywords)
 
     @classmethod
     def from_url(cls, url: str) -> MySQLStore:
@@ -173,7 +189,9 @@ class MySQLStore:
         try:
             names, self._dialect = await check_server(line, self._prefix, self._options["ssl"] is not None)
             await check_schema(line, names, self._create_schema)
+            self._names, self._mark = names, await mark_of(line, names)
             self._sql = Statements(names, await space_of(line, names, self._namespace))
+            line.is_ready = True
         except BaseException:
             await line.close()
             raise
@@ -201,13 +219,20 @@ class MySQLStore:
 
     async def erase(self) -> None:
         """Delete all that this namespace holds: jobs, log and leases. The store must be opened anew afterwards."""
-        await self._write(*self._sql.erase())
+        for statement in self._sql.erase(_ERASED):
+            # In pieces: all at once may take longer than a call may, and would be undone each time.
+            while (await self._write(statement))[0].changed == _ERASED:
+                pass
 
     # -- records -------------------------------------------------------------------------------------------------------
 
     async def add(self, records: Sequence[Record]) -> set[str]:
-        taken: set[str] = set()
-        ordered = sorted({r.id: r for r in reversed(records)}.values(), key=lambda r: r.id)
+        if fence := max((r.fence for r in records), default=0):
+            # They come from another store, and have had fences there.
+            await self._write(*self._sql.raise_fence(fence))
+        first = {r.id: r for r in reversed(records)}
+        taken = {r.id for r in records if r.birth != first[r.id].birth}
+        ordered = sorted(first.values(), key=lambda r: r.id)
         for piece in self._pieces(ordered, _size_of_record):
             taken |= await self._add(piece)
         self._hint(r.wake_at for r in records)
@@ -229,8 +254,8 @@ class MySQLStore:
         if not where.id_prefix and not where.hold:
             queues = await self._queues() if where.queue is None else [where.queue]
             for piece in _cut(queues):
-                [answer] = await self._read(self._sql.look(piece, "0"))
-                lanes += [lane[:2] for lane in _lanes(piece, answer.rows[0][2:])]
+                _, _, found = _seen(await self._read(*self._sql.looks(piece, "0")))
+                lanes += [lane[:2] for lane in _lanes(piece, found)]
             if not lanes:
                 return []
         [answer] = await self._read(self._sql.page(where, lanes, limit, after))
@@ -242,8 +267,7 @@ class MySQLStore:
             self._doubt({update.id})
             return None
         record = _record(there.rows[0])
-        if record.holder is None:
-            self._hint([record.wake_at])
+        self._hint([record.wake_at if record.holder is None else -math.inf])
         return record
 
     async def remove(self, ids: Sequence[str]) -> set[str]:
@@ -311,24 +335,28 @@ class MySQLStore:
         guest = copy(self)
         guest._line, guest._doubted = line, set()
         is_ours = found.get_autocommit() and not found.get_transaction_status()
-        await check_guest(line)
+        await check_guest(line, self._names, self._mark)
         if is_ours:
             await line.begin()
         try:
             yield guest
         except BaseException:
             if is_ours:
-                await line.end("ROLLBACK")
+                await line.leave()
             raise
         if is_ours:
             await line.end("COMMIT")
 
     # -- named leases --------------------------------------------------------------------------------------------------
 
-    async def acquire(self, keys: Sequence[str], holder: str, lease_s: float) -> dict[str, Lease]:
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
         taken: dict[str, Lease] = {}
-        for piece in _cut(keys):
-            *_, answer = await self._write(*self._sql.acquire(piece, holder, self._clock(), lease_s))
+        unique = list(dict.fromkeys(keys))
+        # What is limited is decided by one transaction.
+        for piece in _cut(unique) if limit is None else [unique] * bool(unique):
+            *_, answer = await self._write(*self._sql.acquire(piece, holder, self._clock(), lease_s, limit))
             taken |= {row[0]: Lease(*row) for row in answer.rows}
         return taken
 
@@ -363,6 +391,8 @@ class MySQLStore:
             pruned = answer.changed
         if per_job is not None:
             pruned += await self._prune_crowded(per_job, limit - pruned)
+        last, _ = await self._write(*self._sql.forget_leases(self._looked_at, self._clock(), _SWEEP))
+        self._looked_at = last.rows[0][0] if last.rows else ""
         return pruned
 
     # -- below: how it is done -----------------------------------------------------------------------------------------
@@ -380,7 +410,7 @@ class MySQLStore:
         return SERVER_NOW if self._now is None else real(self._now())
 
     def _hint(self, times: Iterable[float | None]) -> None:
-        """Tell the listeners of the earliest of *times*; minus infinity stands for now. A guest's writes are not told of."""
+        """Tell the listeners of the earliest of *times*; minus infinity: of no known one. A guest's writes are not told of."""
         if self._line.is_guest or not self._listeners:
             return
         earliest = _earliest(times)
@@ -407,7 +437,7 @@ class MySQLStore:
         if self._line.is_guest:
             # An insert that meets a record locks it until the user's transaction ends, and its renewal is busy till then.
             [there] = await self._read(self._sql.births([r.id for r in records]))
-            births = dict(there.rows)
+            births = {id: birth for id, birth in there.rows if id not in self._doubted}
             taken = {r.id for r in records if births.get(r.id, r.birth) != r.birth}
             records = [r for r in records if r.id not in births]
         if not records:
@@ -431,22 +461,23 @@ class MySQLStore:
     ) -> Claimed:
         """Raises NotApplied where an earlier claim of that token, whose reply was lost, has come through meanwhile."""
         clock = self._clock()
-        [answer] = await self._read(self._sql.look(queues, clock, token))
-        now, part, *found = answer.rows[0]
-        taken = await self._still_held(token, now) if part else []
-        look = self._sql.look(queues, clock)
+        now, part, found = _seen(await self._read(*self._sql.looks(queues, clock, token)))
+        # By id: what was let go while the lanes are walked may be met again in another one.
+        taken = {r.id: r for r in await self._still_held(token, now)} if part else {}
+        looks = self._sql.looks(queues, clock)
         for lane in _lanes(queues, found):
             if lane.earliest > now + ahead_s:
                 continue
             while (room := min(limit - len(taken), _PIECE)) > 0:
                 statements = self._sql.take(lane, room, now, now + ahead_s, token, part, clock, lease_s)
-                *_, rows, seen = await self._write(*self._forgetting(), *statements, after=[look])
-                taken += _taken(rows.rows, lane, token)
-                now, _, *found = seen.rows[0]
+                answers = await self._write(*self._forgetting(), *statements, after=looks)
+                rows = answers[-1 - len(looks)]
+                taken |= {r.id: r for r in _taken(rows.rows, lane, token)}
+                now, _, found = _seen(answers[-len(looks) :])
                 part += 1
                 if len(rows.rows) < room:
                     break
-        return Claimed(taken, _earliest(lane.earliest for lane in _lanes(queues, found)), now)
+        return Claimed([*taken.values()], _earliest(lane.earliest for lane in _lanes(queues, found)), now)
 
     async def _still_held(self, token: str, now: float) -> list[Record]:
         """What a repeated claim gets again; a lease that has ended meanwhile is due and is claimed like any other."""
@@ -564,17 +595,31 @@ class MySQLStore:
         [answer] = await self._read(self._sql.sweep_end(self._swept, _SWEEP))
         end = answer.rows[0][0] if answer.rows else None
         [answer] = await self._read(self._sql.crowded(self._swept, end, per_job))
-        deletes: list[str] = []
-        pruned = 0
+        crowds: list[tuple[str, int]] = []
+        chosen = pruned = 0
         for job_id, count in answer.rows:
-            if pruned < limit:
-                deletes.append(self._sql.prune_job(job_id, min(count - per_job, limit - pruned)))
-                pruned += min(count - per_job, limit - pruned)
-        for piece in _cut(deletes):
-            await self._write(*piece)
-        if pruned < limit:
+            if chosen < limit:
+                crowds.append((job_id, min(count - per_job, limit - chosen)))
+                chosen += crowds[-1][1]
+        for piece in _cut(crowds):
+            # By its place in the log, since another instance may be pruning the same job, and so many less are there by then.
+            newest = await self._read(*(self._sql.first_beyond(job_id, per_job) for job_id, _ in piece))
+            deletes = [
+                self._sql.prune_job(job_id, answer.rows[0], count)
+                for (job_id, count), answer in zip(piece, newest, strict=True)
+                if answer.rows
+            ]
+            if deletes:
+                pruned += sum(answer.changed for answer in await self._write(*deletes))
+        if chosen < limit:
             self._swept = end or ""
         return pruned
+
+
+def _seen(looks: Sequence[Answer]) -> tuple[float, int, list[str]]:
+    """The clock, how many claims the token has made, and what was found of each queue."""
+    now, made = looks[0].rows[0][:2]
+    return now, made, [of_queue for look in looks for of_queue in look.rows[0][2:]]
 
 
 def _lanes(queues: Sequence[str], found: Sequence[str]) -> list[Lane]:
@@ -627,9 +672,16 @@ def _size_of_settlement(s: Settlement) -> int:
 
 
 def _context(files: dict[str, str]) -> tls.SSLContext:
-    context = tls.create_default_context(cafile=files.get("ssl_ca"))
-    if "ssl_cert" in files:
-        context.load_cert_chain(files["ssl_cert"], files.get("ssl_key"))
+    _refuse("ssl_key" in files and "ssl_cert" not in files, "ssl_key without ssl_cert: name both files")
+    try:
+        context = tls.create_default_context(cafile=files.get("ssl_ca"))
+        if "ssl_cert" in files:
+            context.load_cert_chain(files["ssl_cert"], files.get("ssl_key"))
+    except OSError as error:
+        named = ", ".join(f"{name}={path}" for name, path in files.items())
+        raise DefinitionError(
+            f"TLS cannot be set up with {named} ({error}): name readable PEM files"
+        ) from error
     return context
 
 

@@ -23,11 +23,15 @@ _MENDING_S = 2.0
 _LONG_S = 120.0
 
 #: By class of SQLSTATE (two characters) or by SQLSTATE: it may succeed when it is repeated, and it condemns no job.
-_PASSING = frozenset({"08", "53", "57", "58", "40", "55P03", "25P02", "25P03"})
+_PASSING = frozenset({"08", "53", "57", "58", "40", "55P03", "25P02", "25P03", "25P04"})
 _LOST_AGAINST_ANOTHER = frozenset({"40001", "40P01"})
 _READ_ONLY = "25006"
+#: Classes of a login that is refused, and of a database that is not there.
+_SHUT_OUT = frozenset({"28", "3D"})
+_NO_PRIVILEGE = "42501"
 _MISSING = frozenset({"42P01", "42883", "3F000"})
-#: A prepared statement that is there twice, or not at all: the connection is another one than it was.
+#: A prepared statement that is there twice, or not at all: the connection is another one than it was. (08P01, which says much
+#: else as well: it is there, and is another statement.)
 _STRANGE_STATEMENT = frozenset({"26000", "42P05"})
 
 
@@ -67,6 +71,8 @@ class Line:
         self._place = place
         self._pool: Any = given
         self._mending: set[asyncio.Task[None]] = set()
+        #: Whether a server has been found fit: what it refuses from then on is its own to mend.
+        self.is_ready = False
 
     async def open(self) -> None:
         if self._given is None:
@@ -103,7 +109,11 @@ class Line:
         except Exception as error:
             if isinstance(error, TimeoutError):
                 await self._distrust(self._pool, error)
-            raise translated(error, self._place, self._timeout_s) from error
+            failure = translated(error, self._place, self._timeout_s)
+            if self.is_ready and _is_shut(error):
+                # A password that is being changed, a right that is taken for a while: no job is to suffer from that.
+                failure = StoreUnavailable(str(failure))
+            raise failure from error
 
     async def in_transaction(self, work: Callable[[Any], Awaitable[None]]) -> None:
         """Do *work*, which may take its time, on one connection and in one transaction."""
@@ -184,6 +194,12 @@ def _is_of_the_server(error: BaseException) -> bool:
     return isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError)
 
 
+def _is_shut(error: BaseException) -> bool:
+    """Whether the server does not let this role in, or not do what is asked."""
+    state = str(getattr(error, "sqlstate", None) or "")
+    return state[:2] in _SHUT_OUT or state == _NO_PRIVILEGE
+
+
 async def _give_back(pool: asyncpg.Pool, connection: Any) -> None:
     # Where it cannot be mended in time, the pool itself throws it away.
     with suppress(*_FAILURES):
@@ -209,13 +225,13 @@ def translated(error: Exception, place: str, timeout_s: float) -> StoreError:
         return SchemaError(
             f"the schema at {place} is gone or damaged ({said}): open the store again to create it"
         )
-    if state == "42501":
+    if state == _NO_PRIVILEGE:
         return StoreError(f"PostgreSQL at {place} refuses it to this role ({said}): grant it that privilege")
     if state[:3] == "28P" or state == "28000":
         return StoreError(f"PostgreSQL at {place} refuses the login ({said}): check user and password")
     if state == "3D000":
         return StoreError(f"PostgreSQL at {place} has no such database ({said}): create it, or name another")
-    if state in _STRANGE_STATEMENT:
+    if state in _STRANGE_STATEMENT or (state == "08P01" and "prepared statement" in said):
         return StoreError(f"a pooler at {place} mixes up statements ({said}): set statement_cache_size=0")
     if state in _PASSING or state[:2] in _PASSING or isinstance(error, asyncpg.InvalidCachedStatementError):
         return StoreUnavailable(f"PostgreSQL at {place} cannot be used at present ({state}): {said}")

@@ -137,7 +137,8 @@ class Listener:
             wake_at = float(rest)
         except ValueError:
             wake_at = math.nan
-        self._hear(None if math.isnan(wake_at) else wake_at)
+        # Minus infinity: one that is held was updated.
+        self._hear(wake_at if math.isfinite(wake_at) else None)
 
     def _on_end(self, _connection: object) -> None:
         self._lost.set()

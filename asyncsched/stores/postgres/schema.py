@@ -13,6 +13,8 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 
+from asyncsched.contract import Record
+
 __all__ = ["MIGRATIONS", "SCHEMA_VERSION", "Names"]
 
 
@@ -67,17 +69,20 @@ _TABLES = (
     space integer NOT NULL, version integer NOT NULL, tries integer NOT NULL, priority smallint NOT NULL,
     id text COLLATE "C" NOT NULL, birth text COLLATE "C" NOT NULL, queue text COLLATE "C" NOT NULL,
     task text COLLATE "C" NOT NULL, hold text COLLATE "C", holder text COLLATE "C",
-    cursor bytea NOT NULL, body bytea NOT NULL,
-    PRIMARY KEY (space, id)) WITH ({_VACUUM})""",
+    cursor bytea NOT NULL, body bytea NOT NULL) WITH ({_VACUUM})""",
     "CREATE INDEX @@jobs_lane ON @jobs (space, queue, priority, wake_at, id)",
     "CREATE INDEX @@jobs_hold ON @jobs (space, hold, wake_at, id) WHERE hold IS NOT NULL",
+    # While a table is empty all of its indexes look just as good. The planner is to prefer this one, and of equals it seems to
+    # take the one that was made last (PostgreSQL 15).
+    "ALTER TABLE @jobs ADD CONSTRAINT @@jobs_pkey PRIMARY KEY (space, id)",
     # What each claim took, for those that are repeated: a row for a claim costs less than an index over all jobs. The list is too
     # long to stay in the row, and compressing it would cost more than it saves.
     f"""CREATE TABLE @claims (
     until double precision NOT NULL, space integer NOT NULL, token text COLLATE "C" NOT NULL,
-    ids text[] COLLATE "C" NOT NULL, PRIMARY KEY (space, token)) WITH ({_VACUUM})""",
+    ids text[] COLLATE "C" NOT NULL) WITH ({_VACUUM})""",
     "ALTER TABLE @claims ALTER COLUMN ids SET STORAGE EXTERNAL",
     "CREATE INDEX @@claims_until ON @claims (space, until)",
+    "ALTER TABLE @claims ADD CONSTRAINT @@claims_pkey PRIMARY KEY (space, token)",
     """CREATE TABLE @runs (
     fire_at double precision NOT NULL, at double precision NOT NULL, fence bigint NOT NULL, space integer NOT NULL,
     job_id text COLLATE "C" NOT NULL, kind text COLLATE "C" NOT NULL, body bytea NOT NULL,
@@ -101,22 +106,51 @@ END $$"""
 
 _NOW = "coalesce(now_, extract(epoch FROM clock_timestamp())::double precision)"
 
+
+def _rows(names: str, arrays: str) -> str:
+    """The rows of *arrays*, each with the namespace in it.
+
+    Plans are made once, maybe while the tables are empty, when reading a namespace as a whole looks as good as anything. It is no
+    choice where rows like these, which are made by themselves (OFFSET 0), are joined on ``space`` and what identifies them.
+    """
+    return f"(SELECT space_ AS space, given.* FROM unnest({arrays}) AS given ({names}) OFFSET 0)"
+
+
 _RECORD_ARRAYS = """ids text[], births text[], queues text[], priorities smallint[], tasks text[],
     wakes double precision[], holds text[], bodies bytea[], cursors bytea[], versions integer[], fences bigint[],
     holders text[], settleds bigint[], triess integer[], priors bigint[]"""
 
+_RECORDS_IN = f"""INSERT INTO @jobs (space, id, birth, queue, priority, task, wake_at, hold, body, cursor,
+        version, fence, holder, settled, tries, prior)
+    SELECT space_, r.id, r.birth, r.queue, r.priority, r.task, r.wake_at, r.hold, r.body, r.cursor,
+        coalesce(r.version, 1), coalesce(r.fence, 0), r.holder, coalesce(r.settled, 0), coalesce(r.tries, 0), r.prior
+    FROM {
+    _rows(
+        "id, birth, queue, priority, task, wake_at, hold, body, cursor, version, fence, holder, settled, tries, prior",
+        "ids, births, queues, priorities, tasks, wakes, holds, bodies, cursors, versions, fences, holders, settleds, triess,"
+        " priors",
+    )
+} AS r"""
+
+# An insert that looks out for conflicts by itself costs nearly twice as much a row (measured on PostgreSQL 15), so many rows are
+# looked up first, and that is left to the case that one of them comes in between. A few rows are not worth a transaction within
+# the transaction.
 _INSERT = f"""CREATE FUNCTION @insert_1(space_ integer, {_RECORD_ARRAYS}) RETURNS integer
 LANGUAGE plpgsql {{guard}} AS $$
 DECLARE
     added integer;
 BEGIN
-    INSERT INTO @jobs (space, id, birth, queue, priority, task, wake_at, hold, body, cursor,
-        version, fence, holder, settled, tries, prior)
-    SELECT space_, r.id, r.birth, r.queue, r.priority, r.task, r.wake_at, r.hold, r.body, r.cursor,
-        coalesce(r.version, 1), coalesce(r.fence, 0), r.holder, coalesce(r.settled, 0), coalesce(r.tries, 0), r.prior
-    FROM unnest(ids, births, queues, priorities, tasks, wakes, holds, bodies, cursors, versions, fences, holders, settleds,
-        triess, priors)
-        AS r (id, birth, queue, priority, task, wake_at, hold, body, cursor, version, fence, holder, settled, tries, prior)
+    IF cardinality(ids) > 10 THEN
+        BEGIN
+            {_RECORDS_IN}
+            WHERE NOT EXISTS (SELECT FROM @jobs j WHERE j.space = r.space AND j.id = r.id);
+            GET DIAGNOSTICS added = ROW_COUNT;
+            RETURN added;
+        EXCEPTION WHEN unique_violation THEN
+            NULL;
+        END;
+    END IF;
+    {_RECORDS_IN}
     ON CONFLICT DO NOTHING;
     GET DIAGNOSTICS added = ROW_COUNT;
     RETURN added;
@@ -132,16 +166,17 @@ BEGIN
             versions, fences, holders, settleds, triess, priors);
         EXIT WHEN added = cardinality(ids);
         -- What stood in the way of one may have been removed since.
-        EXIT WHEN NOT EXISTS (SELECT FROM unnest(ids) AS r (id)
-            WHERE NOT EXISTS (SELECT FROM @jobs j WHERE j.space = space_ AND j.id = r.id));
+        EXIT WHEN NOT EXISTS (SELECT FROM {_rows("id", "ids")} AS r
+            WHERE NOT EXISTS (SELECT FROM @jobs j WHERE j.space = r.space AND j.id = r.id));
     END LOOP;
     IF added < cardinality(ids) THEN
-        RETURN QUERY SELECT r.id FROM unnest(ids, births) AS r (id, birth)
-            JOIN @jobs j ON j.space = space_ AND j.id = r.id WHERE j.birth <> r.birth;
+        RETURN QUERY SELECT r.id FROM {_rows("id, birth", "ids, births")} AS r
+            JOIN @jobs j ON j.space = r.space AND j.id = r.id WHERE j.birth <> r.birth;
     END IF;
     PERFORM @tell_1(space_, tag, (SELECT min(w) FROM unnest(wakes) AS w), {_NOW});
 END $$"""
 
+_FIELDS = ", ".join(f"j.{name}" for name in Record.__struct_fields__)
 _RECORD = """id text, birth text, queue text, priority smallint, task text, wake_at double precision, hold text, body bytea,
     cursor bytea, version integer, fence bigint, holder text, settled bigint, tries integer, prior bigint"""
 
@@ -164,11 +199,14 @@ DECLARE
     known text[];
     lane record;
 BEGIN
-    SELECT c.ids INTO known FROM @claims c WHERE c.space = space_ AND c.token = token_;
+    -- A claim that was given up may still be on its way: its repetition waits for what it takes.
+    PERFORM pg_advisory_xact_lock(hashtextextended('@claims' || token_, space_));
+    -- What ended is claimed anew, and stands there once more then.
+    SELECT ARRAY(SELECT DISTINCT i FROM unnest(c.ids) AS i) INTO known FROM @claims c WHERE c.space = space_ AND c.token = token_;
     IF FOUND THEN
-        RETURN QUERY SELECT j.id, j.birth, j.queue, j.priority, j.task, j.wake_at, j.hold, j.body, j.cursor,
-                j.version, j.fence, j.holder, j.settled, j.tries, j.prior
-            FROM @jobs j WHERE j.space = space_ AND j.id = ANY (known) AND j.holder = token_ AND j.wake_at > now_at
+        RETURN QUERY SELECT {_FIELDS}
+            FROM {_rows("id", "known")} AS r JOIN @jobs j ON j.space = r.space AND j.id = r.id
+            WHERE j.holder = token_ AND j.wake_at > now_at
             ORDER BY j.fence, j.id;
         GET DIAGNOSTICS of_lane = ROW_COUNT;
         room := room - of_lane;
@@ -200,13 +238,13 @@ BEGIN
             UPDATE @jobs j SET wake_at = until_, holder = token_, fence = stamp.fence, tries = j.tries + 1,
                 prior = due.prior
             FROM due, stamp WHERE j.ctid = due.place
-            RETURNING j.id, j.birth, j.queue, j.priority, j.task, j.wake_at, j.hold, j.body, j.cursor,
-                j.version, j.fence, j.holder, j.settled, j.tries, j.prior;
+            RETURNING {_FIELDS};
             GET DIAGNOSTICS of_lane = ROW_COUNT;
             taken := taken + of_lane;
             room := room - of_lane;
             SELECT j.wake_at INTO earliest FROM @jobs j
-            WHERE j.space = space_ AND j.queue = lane.queue AND j.priority = lane.priority AND j.wake_at >= lane.wake_at
+            WHERE j.space = space_ AND j.queue = lane.queue AND j.priority = lane.priority
+                AND j.wake_at >= least(lane.wake_at, until_)
             ORDER BY j.wake_at LIMIT 1;
         END IF;
         next_at := least(next_at, earliest);
@@ -223,6 +261,46 @@ BEGIN
     RETURN NEXT;
 END $$"""
 
+_HELD = f"""{_rows("id, fence, holder", "ids, fences, holders")} AS c
+        JOIN @jobs j ON j.space = c.space AND j.id = c.id AND j.fence = c.fence AND j.holder = c.holder"""
+
+_GET = f"""CREATE FUNCTION @get_1(space_ integer, ids text[]) RETURNS TABLE ({_RECORD}) LANGUAGE plpgsql {{guard}} AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY SELECT {_FIELDS} FROM {_rows("id", "ids")} AS r JOIN @jobs j ON j.space = r.space AND j.id = r.id;
+END $$"""
+
+_REMOVE = f"""CREATE FUNCTION @remove_1(space_ integer, ids text[]) RETURNS SETOF text LANGUAGE plpgsql {{guard}} AS $$
+DECLARE
+    found_ text[];
+BEGIN
+    -- In the order of ids, so that two batches wait for each other in one direction only.
+    found_ := ARRAY(SELECT j.id FROM {_rows("id", "ids")} AS r JOIN @jobs j ON j.space = r.space AND j.id = r.id
+        ORDER BY j.id FOR UPDATE OF j);
+    RETURN QUERY DELETE FROM @jobs j USING {_rows("id", "found_")} AS r
+        WHERE j.space = r.space AND j.id = r.id RETURNING j.id;
+END $$"""
+
+_UPDATE = f"""CREATE FUNCTION @update_1(space_ integer, tag text, now_ double precision, id_ text, version_ integer,
+    body_ bytea, queue_ text, priority_ smallint, task_ text, revoke_ boolean, hold_ text, wake_ double precision)
+RETURNS TABLE ({_RECORD}) LANGUAGE plpgsql {{guard}} AS $$
+#variable_conflict use_column
+DECLARE
+    now_at double precision := {_NOW};
+    j @jobs%ROWTYPE;
+BEGIN
+    UPDATE @jobs o SET body = body_, version = o.version + 1, queue = queue_, priority = priority_,
+        task = coalesce(task_, o.task),
+        hold = CASE WHEN o.holder IS NULL OR revoke_ THEN hold_ ELSE o.hold END,
+        wake_at = CASE WHEN revoke_ THEN now_at WHEN o.holder IS NULL THEN wake_ ELSE o.wake_at END,
+        holder = CASE WHEN revoke_ THEN NULL ELSE o.holder END
+    WHERE o.space = space_ AND o.id = id_ AND o.version = version_ RETURNING o.* INTO j;
+    IF FOUND THEN
+        PERFORM @tell_1(space_, tag, CASE WHEN j.holder IS NULL THEN j.wake_at ELSE '-infinity' END, now_at);
+        RETURN QUERY SELECT {_FIELDS};
+    END IF;
+END $$"""
+
 _RENEW = f"""CREATE FUNCTION @renew_1(space_ integer, lease_s double precision, now_ double precision,
     ids text[], fences bigint[], holders text[])
 RETURNS TABLE (id text, version integer, now_at double precision) LANGUAGE plpgsql {{guard}} AS $$
@@ -232,17 +310,15 @@ DECLARE
     until_ double precision := now_here + lease_s;
     free text[];
 BEGIN
-    free := ARRAY(SELECT j.id FROM unnest(ids, fences, holders) AS c (id, fence, holder)
-        JOIN @jobs j ON j.space = space_ AND j.id = c.id AND j.fence = c.fence AND j.holder = c.holder
-        FOR UPDATE OF j SKIP LOCKED);
-    UPDATE @jobs j SET wake_at = until_
-    WHERE j.space = space_ AND j.id = ANY (free) AND (j.wake_at IS NULL OR j.wake_at < until_);
+    free := ARRAY(SELECT j.id FROM {_HELD} FOR UPDATE OF j SKIP LOCKED);
+    UPDATE @jobs j SET wake_at = until_ FROM {_rows("id", "free")} AS r
+    WHERE j.space = r.space AND j.id = r.id AND (j.wake_at IS NULL OR j.wake_at < until_);
     UPDATE @claims k SET until = greatest(k.until, until_) WHERE k.ctid = ANY (ARRAY(
-        SELECT c.ctid FROM @claims c WHERE c.space = space_ AND c.token = ANY (holders) FOR UPDATE SKIP LOCKED));
+        SELECT c.ctid FROM {_rows("token", "holders")} AS h JOIN @claims c ON c.space = h.space AND c.token = h.token
+        FOR UPDATE OF c SKIP LOCKED));
     -- Of what is still held, that which is not free is locked by others: it has no version here.
     RETURN QUERY SELECT c.id, CASE WHEN c.id = ANY (free) THEN j.version END, now_here
-        FROM unnest(ids, fences, holders) AS c (id, fence, holder)
-        JOIN @jobs j ON j.space = space_ AND j.id = c.id AND j.fence = c.fence AND j.holder = c.holder;
+        FROM {_HELD};
     RETURN QUERY SELECT NULL::text, NULL::integer, now_here;
 END $$"""
 
@@ -276,17 +352,23 @@ DECLARE
 BEGIN
     BEGIN
         IF cardinality(gone_ids) > 0 THEN
-            DELETE FROM @jobs j USING unnest(gone_ids, gone_fences, gone_holders, gone_versions)
-                AS s (id, fence, holder, version)
-            WHERE j.space = space_ AND j.id = s.id AND j.fence = s.fence AND j.holder = s.holder AND j.version = s.version;
+            DELETE FROM @jobs j
+            USING {
+    _rows("id, fence, holder, version", "gone_ids, gone_fences, gone_holders, gone_versions")
+} AS s
+            WHERE j.space = s.space AND j.id = s.id AND j.fence = s.fence AND j.holder = s.holder AND j.version = s.version;
             GET DIAGNOSTICS done = ROW_COUNT;
         END IF;
         IF cardinality(ids) > 0 THEN
             UPDATE @jobs j SET wake_at = s.wake_at, hold = s.hold, cursor = s.cursor,
                 holder = NULL, settled = j.fence, tries = 0, prior = NULL
-            FROM unnest(ids, fences, holders, versions, wakes, holds, cursors)
-                AS s (id, fence, holder, version, wake_at, hold, cursor)
-            WHERE j.space = space_ AND j.id = s.id AND j.fence = s.fence AND j.holder = s.holder AND j.version = s.version;
+            FROM {
+    _rows(
+        "id, fence, holder, version, wake_at, hold, cursor",
+        "ids, fences, holders, versions, wakes, holds, cursors",
+    )
+} AS s
+            WHERE j.space = s.space AND j.id = s.id AND j.fence = s.fence AND j.holder = s.holder AND j.version = s.version;
             GET DIAGNOSTICS more = ROW_COUNT;
         END IF;
         IF done + more < cardinality(gone_ids) + cardinality(ids) THEN
@@ -321,7 +403,9 @@ DECLARE
     r @jobs%ROWTYPE;
 BEGIN
     -- In the order of ids, so that two batches wait for each other in one direction only.
-    PERFORM FROM @jobs j WHERE j.space = space_ AND j.id = ANY (its_ids) ORDER BY j.id FOR UPDATE;
+    PERFORM FROM {
+    _rows("id", "its_ids")
+} AS its JOIN @jobs j ON j.space = its.space AND j.id = its.id ORDER BY j.id FOR UPDATE OF j;
     now_at := {_NOW};
     FOR i IN 1 .. cardinality(its_ids) LOOP
         SELECT * INTO r FROM @jobs j WHERE j.space = space_ AND j.id = its_ids[i] FOR UPDATE;
@@ -374,27 +458,65 @@ BEGIN
 END $$"""
 
 _ACQUIRE = f"""CREATE FUNCTION @acquire_1(space_ integer, keys text[], holder_ text, lease_s double precision,
-    now_ double precision)
+    now_ double precision, most bigint)
 RETURNS TABLE (key text, holder text, fence bigint, until double precision) LANGUAGE plpgsql {{guard}} AS $$
 #variable_conflict use_column
 DECLARE
     now_at double precision := {_NOW};
+    chosen text[] := keys;
 BEGIN
+    IF most IS NOT NULL THEN
+        -- Those who compete for some of the same keys take turns, so that each sees what the one before took.
+        PERFORM pg_advisory_xact_lock(hashtextextended('@leases' || (SELECT min(k) FROM unnest(keys) AS k), space_));
+        now_at := {_NOW};
+        chosen := ARRAY(SELECT k.key
+            FROM (SELECT space_ AS space, given.* FROM unnest(keys) WITH ORDINALITY AS given (key, place) OFFSET 0) AS k
+            LEFT JOIN @leases l ON l.space = k.space AND l.key = k.key
+            WHERE l.key IS NULL OR l.until <= now_at OR l.holder = holder_
+            ORDER BY l.until > now_at IS TRUE DESC, k.place LIMIT most);
+    END IF;
     -- A fence is drawn once the lease is locked: whoever had it before drew a lower one.
     RETURN QUERY WITH taken AS (
         INSERT INTO @leases AS l (space, key, holder, fence, until)
-        SELECT space_, k, holder_, 0, now_at + lease_s FROM unnest(keys) AS k
+        SELECT space_, k, holder_, 0, now_at + lease_s FROM unnest(chosen) AS k ORDER BY k COLLATE "C"
         ON CONFLICT (space, key) DO UPDATE SET holder = excluded.holder, until = excluded.until,
             fence = CASE WHEN l.until <= now_at THEN 0 ELSE l.fence END
             WHERE l.until <= now_at OR l.holder = excluded.holder
         RETURNING l.key, l.fence)
     SELECT t.key, holder_, t.fence, now_at + lease_s FROM taken t WHERE t.fence > 0;
-    RETURN QUERY UPDATE @leases l SET fence = nextval('@fences')
-    WHERE l.space = space_ AND l.key = ANY (keys) AND l.fence = 0
+    RETURN QUERY UPDATE @leases l SET fence = nextval('@fences') FROM {_rows("key", "chosen")} AS k
+    WHERE l.space = k.space AND l.key = k.key AND l.fence = 0
     RETURNING l.key, l.holder, l.fence, l.until;
 END $$"""
 
-_FUNCTIONS = (_TELL, _INSERT, _ADD, _CLAIM, _RENEW, _UNPARK, _SETTLE, _SETTLE_EACH, _ACQUIRE)
+#: Of the leases those that are still held, locked in the order that ``acquire`` locks them in: then none waits for the other.
+_STILL_HELD = f"""ARRAY(SELECT l.key FROM {_rows("key, holder, fence", "keys, holders, fences")} AS c
+        JOIN @leases l ON l.space = c.space AND l.key = c.key AND l.holder = c.holder AND l.fence = c.fence
+        ORDER BY l.key FOR UPDATE OF l)"""
+
+_EXTEND = f"""CREATE FUNCTION @extend_1(space_ integer, now_ double precision, lease_s double precision,
+    keys text[], holders text[], fences bigint[])
+RETURNS TABLE (key text, holder text, fence bigint, until double precision) LANGUAGE plpgsql {{guard}} AS $$
+#variable_conflict use_column
+DECLARE
+    held text[] := {_STILL_HELD};
+BEGIN
+    RETURN QUERY UPDATE @leases l SET until = greatest(l.until, {_NOW} + lease_s) FROM {_rows("key", "held")} AS k
+        WHERE l.space = k.space AND l.key = k.key RETURNING l.key, l.holder, l.fence, l.until;
+END $$"""
+
+_RELEASE = f"""CREATE FUNCTION @release_1(space_ integer, keys text[], holders text[], fences bigint[]) RETURNS void
+LANGUAGE plpgsql {{guard}} AS $$
+#variable_conflict use_column
+DECLARE
+    held text[] := {_STILL_HELD};
+BEGIN
+    DELETE FROM @leases l USING {_rows("key", "held")} AS k WHERE l.space = k.space AND l.key = k.key;
+END $$"""
+
+_FUNCTIONS = (
+    _TELL, _INSERT, _ADD, _CLAIM, _GET, _REMOVE, _UPDATE, _RENEW, _UNPARK, _SETTLE, _SETTLE_EACH, _ACQUIRE, _EXTEND, _RELEASE,
+)  # fmt: skip
 
 #: What makes of each version the next; what makes the first of nothing.
 MIGRATIONS: Mapping[int, Sequence[str]] = {1: (*_TABLES, *_FUNCTIONS)}

@@ -94,7 +94,7 @@ async def _bring_up_to_date(line: Line, names: Names, server: _Server) -> None:
         there = [row[0] for row in await connection.fetch(_TABLES_THERE, names.schema)]
         found = 0
         if names.prefix + "meta" in there:
-            found = await connection.fetchval(names.write_out(_VERSION))
+            found = await connection.fetchval(names.write_out(_VERSION)) or 0
         if found < schema.SCHEMA_VERSION:
             # Who may create in a schema that is there need not be one who may create schemas.
             steps = [*_steps(names, found)][1 if there and not found else 0 :]

@@ -12,6 +12,7 @@ from copy import copy
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Literal
+from weakref import WeakSet
 
 import asyncpg
 from msgspec.structs import astuple, replace
@@ -42,6 +43,8 @@ __all__ = ["PostgresStore"]
 
 #: A call of prune looks at so many log entries for crowded jobs, and the next call goes on behind them.
 _SWEEP = 10_000
+#: A named lease that ended so long ago is forgotten: nobody renews it any more.
+_FORGOTTEN_S = 3600.0
 _LONGEST_PREFIX = 32
 #: The last is how SQLAlchemy writes it.
 _SCHEMES = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
@@ -50,6 +53,18 @@ _FORM = "write postgresql://user:password@host:port/database"
 _FLOOR_S = 0.25
 #: Lists of queues that are kept in mind.
 _MANY = 64
+#: What the store says to the driver by itself, and by which keyword of its own.
+_OWN_OPTIONS = {
+    "dsn": "url",
+    "timeout": "timeout=",
+    "min_size": "pool_size=",
+    "max_size": "pool_size=",
+    "connection_class": "pool=, a pool of your own",
+}
+#: Options of a pool that a connection by itself knows nothing of.
+_POOL_OPTIONS = frozenset(
+    {"init_size", "max_queries", "max_inactive_connection_lifetime", "connect", "setup", "init", "reset"}
+)
 #: Columns of records that mostly hold one value, which then need not be sent: (place, that value).
 _MOSTLY = ((5, None), (6, None), (9, 1), (10, 0), (11, None), (12, 0), (13, 0), (14, None))
 
@@ -101,6 +116,8 @@ class PostgresStore:
         _refuse(not 0 < timeout < math.inf, f"timeout is not a number of seconds above 0: {timeout!r}")
         _refuse(pool_size < 1, f"pool_size is below 1: {pool_size!r}")
         _refuse(statement_cache_size < 0, f"statement_cache_size is below 0: {statement_cache_size!r}")
+        for name in _OWN_OPTIONS.keys() & (options or {}).keys():
+            raise DefinitionError(f"options cannot have {name!r}: that is said by {_OWN_OPTIONS[name]}")
         self._options = {"statement_cache_size": statement_cache_size, **(options or {})}
         if ssl is not None:
             self._options["ssl"] = ssl
@@ -120,6 +137,11 @@ class PostgresStore:
         self._begin()
 
     @classmethod
+    def from_pool(cls, pool: Any, **keywords: Any) -> PostgresStore:
+        """A store by the user's own pool, which is never closed here."""
+        return cls(pool=pool, **keywords)
+
+    @classmethod
     def from_url(cls, url: str) -> PostgresStore:
         """The store of ``postgresql://user:password@host:port/database``, with keywords behind a question mark; those that this
         store does not know are the driver's (``sslmode``, ``target_session_attrs``, ...)."""
@@ -133,14 +155,17 @@ class PostgresStore:
         self._line: Line | None = None
         self._fetch: Fetch | None = None
         self._space = 0
+        self._database = ""
+        #: Connections of the user's that lead to that database.
+        self._guests: WeakSet[asyncpg.Connection] = WeakSet()
         #: Says who told a hint, so that nobody hears his own.
         self._tag = secrets.token_hex(4)
         self._listeners: list[Callable[[float | None], None]] = []
         self._listener: Listener | None = None
         self._listening: asyncio.Task[None] | None = None
         self._floors = _Floors()
-        #: The job behind which the next call of prune begins to look for crowded ones.
-        self._swept = ""
+        #: The job behind which the next call of prune looks for crowded ones, and the lease behind which for old ones.
+        self._swept = self._looked_at = ""
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -155,9 +180,11 @@ class PostgresStore:
             self._space = await prepared_space(
                 line, self._names, self._namespace, self._place, self._create_schema
             )
+            [[self._database]] = await line.fetch(statements.DATABASE)
         except BaseException:
             await line.close()
             raise
+        line.is_ready = True
         self._line = self._fetch = line
         if self._listeners:
             self._listen()
@@ -166,11 +193,13 @@ class PostgresStore:
         line, self._line, self._fetch = self._line, None, None
         listening, self._listening, self._listener = self._listening, None, None
         self._listeners.clear()
-        if listening is not None:
-            listening.cancel()
-            await asyncio.wait([listening])
-        if line is not None:
-            await line.close()
+        try:
+            if listening is not None:
+                listening.cancel()
+                await asyncio.wait([listening])
+        finally:
+            if line is not None:
+                await line.close()
 
     def clone(self) -> PostgresStore | None:
         if self._url is None:
@@ -192,13 +221,26 @@ class PostgresStore:
     @asynccontextmanager
     async def within(self, connection: object) -> AsyncIterator[JobStore]:
         own = await driver_connection(connection, asyncpg.Connection, "asyncpg")
-        async with nullcontext() if own.is_in_transaction() else own.transaction():
-            yield self._joined(own)
-
-    def _joined(self, connection: asyncpg.Connection) -> PostgresStore:
         self._opened()
+        line = GuestLine(own, self._timeout_s, self._place)
+        if own not in self._guests:
+            await self._refuse_stranger(line)
+            self._guests.add(own)
+        async with nullcontext() if own.is_in_transaction() else own.transaction():
+            yield self._joined(line)
+
+    async def _refuse_stranger(self, line: GuestLine) -> None:
+        """Another database may have tables of the same names: what went there would be lost here."""
+        [[database]] = await line.fetch(statements.DATABASE)
+        _refuse(
+            database != self._database,
+            f"connection= leads to the database {database!r}, and the store at {self._place} is in {self._database!r}: "
+            "give one to the database that keeps the jobs",
+        )
+
+    def _joined(self, line: GuestLine) -> PostgresStore:
         joined = copy(self)
-        joined._fetch = GuestLine(connection, self._timeout_s, self._place)
+        joined._fetch = line
         # What is written is told when the transaction commits, to this instance as to any other.
         joined._tag, joined._listeners = "", []
         # What is claimed here may be there again after a rollback.
@@ -216,6 +258,9 @@ class PostgresStore:
     async def add(self, records: Sequence[Record]) -> set[str]:
         if not records:
             return set()
+        if fence := max(record.fence for record in records):
+            # They come from another store, and have had fences there.
+            await self._ask(statements.RAISE_FENCE, fence)
         # In the order of ids, so that two batches wait for each other in one direction only.
         columns = _columns(sorted(records, key=attrgetter("id")))
         taken = await self._write(statements.ADD, self._tag, self._given_now(), *columns)
@@ -245,10 +290,11 @@ class PostgresStore:
         )  # fmt: skip
         if not rows:
             return None
-        *fields, _ = rows[0]
-        record = Record(*fields)
+        record = Record(*rows[0])
         if record.holder is None:
             self._hint([record.wake_at])
+        else:
+            self._tell_listeners(None)
         return record
 
     async def remove(self, ids: Sequence[str]) -> set[str]:
@@ -370,7 +416,10 @@ class PostgresStore:
     async def _connect_listener(self) -> asyncpg.Connection:
         # Also the driver's own timeout, since it ends an attempt in better order.
         options: dict[str, Any] = {**self._options, "timeout": self._timeout_s}
-        return await asyncpg.connect(self._listener_url, **options)
+        connect = options.get("connect") or asyncpg.connect
+        return await connect(
+            self._listener_url, **{name: options[name] for name in options.keys() - _POOL_OPTIONS}
+        )
 
     def _is_hearing(self) -> bool:
         """Whether what others write is told here; by a clock of the caller's nobody else goes."""
@@ -389,11 +438,13 @@ class PostgresStore:
 
     # -- named leases --------------------------------------------------------------------------------------------------
 
-    async def acquire(self, keys: Sequence[str], holder: str, lease_s: float) -> dict[str, Lease]:
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
         if not keys:
             return {}
-        keys = sorted(set(keys))
-        rows = await self._of_space(statements.ACQUIRE, keys, holder, lease_s, self._given_now())
+        keys = list(dict.fromkeys(keys))
+        rows = await self._of_space(statements.ACQUIRE, keys, holder, lease_s, self._given_now(), limit)
         return {row[0]: Lease(*row) for row in rows}
 
     async def extend(self, leases: Sequence[Lease], lease_s: float) -> dict[str, Lease]:
@@ -424,6 +475,10 @@ class PostgresStore:
             pruned = len(rows)
         if per_job is not None and pruned < limit:
             pruned += await self._prune_crowded(per_job, limit - pruned)
+        last = await self._of_space(
+            statements.FORGET_LEASES, self._looked_at, _SWEEP, self._given_now(), _FORGOTTEN_S
+        )
+        self._looked_at = last[0][0] if last else ""
         return pruned
 
     async def _prune_crowded(self, per_job: int, limit: int) -> int:

@@ -15,7 +15,6 @@ client logs an error once, and the call raises StoreUnavailable, so that the sch
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import secrets
 from collections.abc import Callable, Sequence
@@ -46,7 +45,7 @@ except ImportError as error:
 from asyncsched.stores.redis._listener import Listener
 from asyncsched.stores.redis._server import Client, Server, refuse
 from asyncsched.stores.redis._shard import Hints, Shard
-from asyncsched.stores.redis._spread import Spread
+from asyncsched.stores.redis._spread import BUSY, Spread
 
 __all__ = ["RedisStore"]
 
@@ -133,6 +132,11 @@ class RedisStore:
         self._listening: asyncio.Task[None] | None = None
 
     @classmethod
+    def from_client(cls, client: Any, **keywords: Any) -> RedisStore:
+        """A store by the user's own client, which is never closed here."""
+        return cls(client=client, **keywords)
+
+    @classmethod
     def from_url(cls, url: str) -> RedisStore:
         """The store of ``redis://[user:password@]host:6379/0``, ``rediss://`` (TLS), ``redis+cluster://host,host`` or
         ``rediss+cluster://``, with keywords behind a question mark; those that are not the store's go to the client."""
@@ -171,11 +175,12 @@ class RedisStore:
     async def close(self) -> None:
         listening, self._listening = self._listening, None
         self._hints.listeners.clear()
-        if listening is not None:
-            listening.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await listening
-        await self._server.disconnect()
+        try:
+            if listening is not None:
+                listening.cancel()
+                await asyncio.wait([listening])
+        finally:
+            await self._server.disconnect()
 
     def clone(self) -> RedisStore | None:
         """None for a user's own client, whose connections belong to one event loop."""
@@ -237,7 +242,7 @@ class RedisStore:
         answers, now = await self._jobs.renew(claims, lease_s)
         versions: dict[str, int | Literal["busy", "lost"]] = {}
         for claim, version in zip(claims, answers, strict=True):
-            versions[claim.id] = "lost" if version < 0 else version
+            versions[claim.id] = version if version >= 0 else "busy" if version == BUSY else "lost"
         return Renewal(versions, now)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
@@ -262,8 +267,10 @@ class RedisStore:
 
     # -- named leases --------------------------------------------------------------------------------------------------
 
-    async def acquire(self, keys: Sequence[str], holder: str, lease_s: float) -> dict[str, Lease]:
-        return await self._base.acquire(keys, holder, lease_s)
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
+        return await self._base.acquire(keys, holder, lease_s, limit)
 
     async def extend(self, leases: Sequence[Lease], lease_s: float) -> dict[str, Lease]:
         return await self._base.extend(leases, lease_s)
@@ -283,7 +290,9 @@ class RedisStore:
         return await self._jobs.runs(job_id, kinds, limit, before)
 
     async def prune(self, older_than_s: float | None, per_job: int | None, limit: int) -> int:
-        return await self._jobs.prune(older_than_s, per_job, limit)
+        pruned = await self._jobs.prune(older_than_s, per_job, limit)
+        await self._base.forget_leases()
+        return pruned
 
 
 def _check(
@@ -333,6 +342,11 @@ def _address(url: str | None, cluster: bool) -> tuple[str, bool]:
         f"{shown!r} names several servers, as only a cluster has: {forms}",
     )
     refuse(is_cluster and parts.path not in ("", "/", "/0"), f"{shown!r}: a cluster has database 0 only")
+    # The driver would take database 0 in the place of what it cannot read.
+    refuse(
+        scheme != "unix" and not parts.path.strip("/").isdecimal() and parts.path not in ("", "/"),
+        f"{shown!r}: a database of Redis is a number, not {parts.path.strip('/')!r}; for names there is ?namespace=",
+    )
     return urlunsplit(parts._replace(scheme=scheme)), is_cluster
 
 
@@ -353,6 +367,10 @@ _KEYS = """\
 """
 _SPREAD_KEYS = """\
 -- {base}:queues  set  every queue that has ever had a job
+-- {base}:log  hash  as above, of runs whose job was removed before they ended
+-- {base}:times  zset  as above, of those runs
+-- {base}:of_jobs  zset  as above, of those runs
 -- {tag}:meta  hash  epoch, fence
--- {tag}:sent  hash  queue, id -> record on its way to another queue
+-- {tag}:sent  hash  queue, id, id and fence of its parent -> record on its way to another queue
+-- {tag}:arrived  zset  queue, key there: records that came from another queue, with the time when that is forgotten
 """

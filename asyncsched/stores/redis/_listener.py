@@ -72,7 +72,11 @@ class Listener:
             self._hints.give(None)
         elif kind == "message":
             # A client that decodes what it reads gives text.
-            said = text.decode() if isinstance(text, bytes) else str(text)
+            said = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
             sender, _, wake_at = said.partition(" ")
             if sender != self._own:
-                self._hints.give(float(wake_at))
+                try:
+                    at = float(wake_at)
+                except ValueError:
+                    return  # A stranger's.
+                self._hints.tell(at)

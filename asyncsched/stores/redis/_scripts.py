@@ -9,12 +9,16 @@ from typing import NamedTuple
 __all__ = [
     "ACQUIRE",
     "ADD",
+    "ARRIVE",
     "CLAIM",
     "EXTEND",
+    "FORGET",
+    "FORGET_ARRIVED",
     "GET",
     "OPEN",
     "PAGE",
     "PRUNE",
+    "RAISE",
     "RELEASE",
     "REMOVE",
     "RENEW",
@@ -42,6 +46,9 @@ def _script(name: str, *parts: str) -> Script:
 
 OPEN = _script("open")
 ADD = _script("add", "records")
+ARRIVE = _script("arrive", "records")
+FORGET_ARRIVED = _script("forget_arrived")
+RAISE = _script("raise")
 GET = _script("get", "records")
 PAGE = _script("page", "records")
 UPDATE = _script("update", "records")
@@ -55,3 +62,4 @@ PRUNE = _script("prune", "log")
 ACQUIRE = _script("acquire", "leases")
 EXTEND = _script("extend", "leases")
 RELEASE = _script("release", "leases")
+FORGET = _script("forget", "leases")

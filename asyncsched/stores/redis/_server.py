@@ -83,24 +83,19 @@ class Server:
     def connect(self) -> None:
         """Have a client; it connects when it is first used."""
         self._is_ready = False
-        # The client of a cluster refuses a call that finds all connections in use; one listens for hints.
-        self._room = asyncio.Semaphore(self._connections - 1)
+        # The client of a cluster, or of a user, refuses a call that finds all connections in use; one listens for hints.
+        pool = getattr(self._given, "connection_pool", None)
+        most = min(self._connections, getattr(pool, "max_connections", self._connections))
+        self._room = asyncio.Semaphore(max(most - 1, 1))
         if self._given is not None:
             self._client = self._given
-        elif self._is_cluster:
+        else:
             try:
-                self._client = self._new_cluster()
+                self._client = self._new_cluster() if self._is_cluster else self._new_client()
+            except ValueError as error:
+                raise DefinitionError(f"{self.name} cannot be read: {error}") from error
             except TypeError as error:
                 raise self.translated(error) from error
-        else:
-            # No deadline of the driver's own: each call has one as a whole, and the driver's cost a task for each write.
-            pool = BlockingConnectionPool.from_url(
-                self._url,
-                max_connections=self._connections,
-                timeout=self.timeout_s,
-                **self._settings(),
-            )
-            self._client = Redis.from_pool(pool)
 
     async def disconnect(self) -> None:
         """Close the client, unless a user brought it."""
@@ -172,8 +167,13 @@ class Server:
                 return await _execute(client, *command, target_nodes=node)
         if client.connection is not None or client.single_connection_client:
             return await _execute(client, *command)
-        # By a connection of its pool, since a client's own way may be told to repeat what was cut off.
-        pool: Any = client.connection_pool
+        if self._given is None:
+            return await self._by_connection(client.connection_pool, *command)
+        async with self._room:
+            return await self._by_connection(client.connection_pool, *command)
+
+    async def _by_connection(self, pool: Any, *command: Any) -> Any:
+        """By a connection of the *pool*, since a client's own way may be told to repeat what was cut off."""
         connection = await pool.get_connection()
         try:
             await connection.send_command(*command)
@@ -216,6 +216,13 @@ class Server:
             **self._options,
         }
 
+    def _new_client(self) -> Redis:
+        # No deadline of the driver's own: each call has one as a whole, and the driver's cost a task for each write.
+        pool = BlockingConnectionPool.from_url(
+            self._url, max_connections=self._connections, timeout=self.timeout_s, **self._settings()
+        )
+        return Redis.from_pool(pool)
+
     def _new_cluster(self) -> RedisCluster:
         parts = urlsplit(self._url)
         login, at, hosts = parts.netloc.rpartition("@")
@@ -238,8 +245,8 @@ class Server:
             word in said for word in _LOGIN
         ):
             return self._refused(f"{name} refuses this user or password ({said}): correct it in the URL")
-        if isinstance(error, NoPermissionError):
-            needs = "keys {namespace}*, channel {namespace}*, and the commands of the store's scripts"
+        if isinstance(error, NoPermissionError) or any(word in said for word in _FORBIDDEN):
+            needs = "keys {namespace}* ({namespace* with spread=True), channel {namespace}*, and the commands of its scripts"
             return self._refused(
                 f"{name} does not allow this user what the store needs ({said}): grant it {needs}"
             )
@@ -265,6 +272,8 @@ class Server:
 
 
 _LOGIN = ("invalid username-password", "Authentication required")
+#: What a script is told whose user may not do what is in it.
+_FORBIDDEN = ("The user executing the script", "ACL failure in script")
 #: The fault of the server or of the way to it: it may succeed when repeated, and must condemn no job.
 _PASSING: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((BusyLoadingError,), "is starting, and reads its data still"),

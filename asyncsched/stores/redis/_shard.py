@@ -33,6 +33,10 @@ _BYTES = 4 << 20
 _MOST = 512 << 20
 #: Calls of the script in one prune of crowded jobs, each of which looks at so many jobs.
 _SWEEPS, _SWEPT_JOBS = 20, 500
+#: A named lease that ended so long ago is forgotten: nobody renews it any more.
+_FORGOTTEN_S = 3600.0
+#: That a record came from another queue is remembered for so long where nobody says that it is not on its way any more.
+_REMEMBERED_S = 30 * 86400.0
 
 _encode = msgspec.msgpack.Encoder().encode
 _fixed = msgspec.msgpack.Decoder(tuple[str, str, str, int, str, bytes]).decode
@@ -72,8 +76,12 @@ class Hints:
         """Give the hint that an answer begins with, if it is one; return the rest."""
         (wake_at,) = _HINT(answer)
         if wake_at < math.inf:
-            self.give(wake_at)
+            self.tell(wake_at)
         return answer[8:]
+
+    def tell(self, wake_at: float) -> None:
+        """Give the hint as it is written: minus infinity stands for no known time."""
+        self.give(None if wake_at == -math.inf else wake_at)
 
 
 _HINT = struct.Struct(">d").unpack_from
@@ -130,7 +138,11 @@ def _of_settlement(s: Settlement, queue: str | None) -> tuple[object, ...]:
     if queue is None:
         return (*plain, [_of_record(r) for r in s.spawn], s.unpark)
     here = [_of_record(r) for r in s.spawn if r.queue == queue]
-    sent = {f"{r.queue}\0{r.id}": _raw(_encoded(_of_record(r))) for r in s.spawn if r.queue != queue}
+    sent = {
+        f"{r.queue}\0{r.id}\0{s.id}\0{s.fence}": _raw(_encoded(_of_record(r)))
+        for r in s.spawn
+        if r.queue != queue
+    }
     return (*plain, here, None, sent)
 
 
@@ -151,6 +163,7 @@ class Shard:
     ) -> None:
         names = (
             "jobs", "fixed", "lanes", "holds", "claims", "counts", "log", "times", "of_jobs", "meta", "leases", "sent",
+            "arrived",
         )  # fmt: skip
         keys = {name: f"{{{tag}}}:{name}".encode() for name in names}
         self.keys = keys
@@ -174,11 +187,14 @@ class Shard:
         self._epoch: int | None = None
         #: Behind which job the next call of prune goes on.
         self._swept = b""
+        #: The cursor with which the next call of prune begins to look for leases that ended long ago.
+        self._looked_at = "0"
 
     async def open(self, create: bool, schema: int, layout: str) -> tuple[int | None, str | None]:
         """Make the schema, if it is to be made; return the one that is there, and the layout."""
-        keys = (self.keys["meta"],)
-        answer = await self._server.run(scripts.OPEN, keys, _encode((create, schema, layout)))
+        keys = (self.keys["meta"], self.keys["lanes"])
+        argument = _encode((create, schema, layout, self._hints.channel))
+        answer = await self._server.run(scripts.OPEN, keys, argument)
         found, its_layout, epoch, fence = _opened(answer)
         # A store that is opened again remembers what it has seen.
         self._epoch = epoch if self._epoch is None else self._epoch
@@ -194,15 +210,22 @@ class Shard:
     async def add(self, records: Sequence[Record]) -> set[str]:
         taken: set[str] = set()
         hints = self._hints
+        await self.raise_fence(records)
         for argument in _chunks((hints.channel, hints.sender), list(map(_of_record, records)), _ITEMS):
             answer = await self._server.run(scripts.ADD, self._own, argument)
             taken.update(_ids(hints.read(answer)))
         return taken
 
+    async def raise_fence(self, records: Sequence[Record]) -> None:
+        """See to it that later fences are higher than those that *records* bring from another store."""
+        fence = max((r.fence for r in records), default=0)
+        if fence:
+            await self._server.run(scripts.RAISE, (self.keys["meta"],), _encode((fence,)))
+
     async def get(self, ids: Sequence[str]) -> dict[str, Record]:
         found: dict[str, Record] = {}
         for at in range(0, len(ids), _ITEMS):
-            answer = await self._server.run(scripts.GET, self._own, _encode(ids[at : at + _ITEMS]))
+            answer = await self._server.run(scripts.GET, self._own, _encoded(ids[at : at + _ITEMS]))
             found.update((record.id, record) for record in _records(answer))
         return found
 
@@ -212,7 +235,7 @@ class Shard:
         is_done = limit <= 0
         while not is_done:
             filters = (where.queue, where.task, where.hold, where.id_prefix or None)
-            argument = _encode((*filters, limit - len(found), behind and _raw(behind), _LOOKS, _BYTES))
+            argument = _encoded((*filters, limit - len(found), behind and _raw(behind), _LOOKS, _BYTES))
             head, *parts = await self._server.run(scripts.PAGE, self._own, argument)
             is_done, behind = _page(head)
             found.update((record.id, record) for record in _records(parts))
@@ -230,7 +253,7 @@ class Shard:
     async def remove(self, ids: Sequence[str]) -> set[str]:
         found: set[str] = set()
         for at in range(0, len(ids), _ITEMS):
-            answer = await self._server.run(scripts.REMOVE, self._own, _encode(ids[at : at + _ITEMS]))
+            answer = await self._server.run(scripts.REMOVE, self._own, _encoded(ids[at : at + _ITEMS]))
             found.update(_ids(answer))
         return found
 
@@ -311,23 +334,33 @@ class Shard:
         pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)
         found: dict[str, list[tuple[bytes, bytes]]] = {}
         for key, record in pairs:
-            queue, _, _ = key.rpartition(b"\0")
+            queue, _, _ = key.partition(b"\0")
             found.setdefault(queue.decode(), []).append((key, record))
         return found
 
-    async def arrive(self, records: Sequence[bytes]) -> None:
-        """Add records that were sent from another queue, unless their ids are taken."""
+    async def arrive(self, sender: str, sent: Sequence[tuple[bytes, bytes]]) -> None:
+        """Add records that were *sent* from the queue *sender*, each with its key there, unless their ids are taken. One that
+        came before, by whomever, is left out, even if it has run by now."""
         hints = self._hints
-        for argument in _chunks((hints.channel, hints.sender), [msgspec.Raw(r) for r in records], _ITEMS):
-            hints.read(await self._server.run(scripts.ADD, self._own, argument))
+        keys = (*self._own, self.keys["arrived"])
+        head = (self._now(), _REMEMBERED_S, hints.channel, hints.sender, sender)
+        for argument in _chunks(head, [(_raw(key), msgspec.Raw(record)) for key, record in sent], _ITEMS):
+            hints.read(await self._server.run(scripts.ARRIVE, keys, argument))
+
+    async def forget_arrived(self, sender: str, sent: Sequence[bytes]) -> None:
+        """What had those keys at the queue *sender* is not there any more; only who has read it before may still bring it."""
+        argument = _encode((self._now(), _FORGOTTEN_S, sender, list(map(_raw, sent))))
+        await self._server.run(scripts.FORGET_ARRIVED, (self.keys["arrived"],), argument)
 
     async def forget_sent(self, keys: Sequence[bytes]) -> None:
         await self._server.command("HDEL", self.keys["sent"], *keys, key=self.keys["sent"])
 
     # -- named leases --------------------------------------------------------------------------------------------------
 
-    async def acquire(self, keys: Sequence[str], holder: str, lease_s: float) -> dict[str, Lease]:
-        argument = _encode((self._now(), lease_s, holder, keys, self._seen))
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None
+    ) -> dict[str, Lease]:
+        argument = _encoded((self._now(), lease_s, holder, keys, self._seen, self._epoch, limit))
         self._seen, rows = _acquired(await self._server.run(scripts.ACQUIRE, self._leases, argument))
         return {key: Lease(key, holder, fence, until) for key, fence, until in rows}
 
@@ -340,6 +373,15 @@ class Shard:
     async def release(self, leases: Sequence[Lease]) -> None:
         await self._server.run(scripts.RELEASE, self._leases, _encode(leases))
 
+    async def forget_leases(self) -> None:
+        """Those that ended long ago; of very many, the next stretch."""
+        for _ in range(_SWEEPS):
+            argument = _encode((self._now(), _FORGOTTEN_S, self._looked_at))
+            # As text: a number of Lua's has fewer digits.
+            self._looked_at = str(int(await self._server.run(scripts.FORGET, self._leases, argument)))
+            if self._looked_at == "0":
+                break
+
     # -- the log -------------------------------------------------------------------------------------------------------
 
     async def runs(
@@ -349,7 +391,7 @@ class Shard:
         behind = None if before is None else _place_of_entry(before, job_id)
         is_done = limit <= 0
         while not is_done:
-            argument = _encode((job_id, kinds, limit - len(found), behind and _raw(behind), _LOOKS, _BYTES))
+            argument = _encoded((job_id, kinds, limit - len(found), behind and _raw(behind), _LOOKS, _BYTES))
             is_done, behind, rows = _entries(await self._server.run(scripts.RUNS, self._all, argument))
             found += (Entry(*row) for row in rows)
         return found

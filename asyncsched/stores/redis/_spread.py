@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from asyncsched.contract import Claim, Claimed, Entry, Filter, Record, Settled, Settlement, Update
-from asyncsched.errors import StoreError
+from asyncsched.errors import StoreError, StoreUnavailable
 from asyncsched.stores.redis._server import Server
 from asyncsched.stores.redis._shard import Hints, Shard
 
-__all__ = ["Spread"]
+__all__ = ["BUSY", "Spread"]
 
 _T = TypeVar("_T")
 
+#: In the place of a version: whether the claim is held still cannot be told at present.
+BUSY = -2
 #: So many claims are remembered with their queue; of others every queue is asked.
 _REMEMBERED = 100_000
 
@@ -40,6 +43,7 @@ class Spread:
     async def erase(self) -> None:
         await _all(shard.erase() for shard in await self._known())
         await self._server.command("UNLINK", self._names, key=self._names)
+        self._registered.clear()
 
     # -- records -------------------------------------------------------------------------------------------------------
 
@@ -48,6 +52,8 @@ class Spread:
         for record in records:
             by_queue.setdefault(record.queue, []).append(record)
         await self._register(by_queue)
+        # Named leases have their fences from the base.
+        await self._base.raise_fence(records)
         taken = await _all(self._shard(queue).add(some) for queue, some in by_queue.items())
         return set().union(*taken)
 
@@ -91,7 +97,11 @@ class Spread:
         now: float | None = None
         for queue in dict.fromkeys(queues):
             shard = self._shard(queue)
-            claimed = await shard.claim((queue,), token, limit - len(records), lease_s, ahead_s)
+            try:
+                claimed = await shard.claim((queue,), token, limit - len(records), lease_s, ahead_s)
+            except StoreUnavailable:
+                await self._hand_back(records, now)
+                raise
             records += claimed.records
             for record in claimed.records:
                 self._taken_from[record.id, token] = queue
@@ -101,12 +111,25 @@ class Spread:
             ):
                 next_wake_at = claimed.next_wake_at
             if shard.on_their_way:
-                await self._deliver(shard)
+                with contextlib.suppress(StoreUnavailable):  # The next claim tries again.
+                    await self._deliver(shard)
         while len(self._taken_from) > _REMEMBERED:
             self._taken_from.popitem(last=False)
+        if len(records) > limit:
+            # A repeated claim: what the token holds of one queue comes on top of what has become due in those before.
+            await self._hand_back(records[limit:], now)
+            del records[limit:]
         if now is None:
             now = (await self._base.claim((), token, 0, lease_s, 0.0)).now
         return Claimed(records, next_wake_at, now)
+
+    async def _hand_back(self, records: Sequence[Record], now: float | None) -> None:
+        """What was taken before another server failed, or is too much: nobody learns of it, and it must not count as a claim that
+        was lost."""
+        with contextlib.suppress(StoreError):
+            await self.settle([
+                Settlement(r.id, r.fence, r.holder or "", r.version, wake_at=now, hand_back=True) for r in records
+            ])  # fmt: skip
 
     async def renew(self, claims: Sequence[Claim], lease_s: float) -> tuple[list[int], float]:
         answers = [-1] * len(claims)
@@ -121,13 +144,27 @@ class Spread:
         if not by_queue:
             return await self._base.renew(claims, lease_s)
 
-        async def renew(queue: str, places: list[int]) -> float:
-            versions, now = await self._shard(queue).renew([claims[i] for i in places], lease_s)
+        away: list[StoreUnavailable] = []
+        unasked: list[int] = []
+        times: list[float] = []
+
+        async def renew(queue: str, places: list[int]) -> None:
+            try:
+                versions, now = await self._shard(queue).renew([claims[i] for i in places], lease_s)
+            except StoreUnavailable as error:
+                away.append(error)
+                unasked.extend(places)
+                return
+            times.append(now)
             for i, version in zip(places, versions, strict=True):
                 answers[i] = max(answers[i], version)
-            return now
 
-        times = await _all(renew(queue, places) for queue, places in by_queue.items())
+        await _all(renew(queue, places) for queue, places in by_queue.items())
+        if not times:
+            raise away[0]
+        # The others are renewed all the same; of these nobody knows.
+        for i in unasked:
+            answers[i] = answers[i] if answers[i] >= 0 else BUSY
         return answers, times[0]
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
@@ -178,10 +215,13 @@ class Spread:
 
     async def _deliver(self, shard: Shard) -> None:
         """Bring what was spawned for other queues there. It is kept where it came from until it has arrived."""
-        for queue, pairs in (await shard.sent()).items():
+        sender = shard.queue or ""
+        for queue, sent in (await shard.sent()).items():
             await self._register([queue])
-            await self._shard(queue).arrive([record for _, record in pairs])
-            await shard.forget_sent([key for key, _ in pairs])
+            keys, there = [key for key, _ in sent], self._shard(queue)
+            await there.arrive(sender, sent)
+            await shard.forget_sent(keys)
+            await there.forget_arrived(sender, keys)
 
     # -- the log -------------------------------------------------------------------------------------------------------
 
@@ -211,8 +251,14 @@ class Spread:
 
     async def _known(self) -> list[Shard]:
         """Every queue that has ever had a job, by any client."""
-        names = await self._server.command("SMEMBERS", self._names, key=self._names)
-        return [self._shard(name.decode()) for name in sorted(names)]
+        found = await self._server.command("SMEMBERS", self._names, key=self._names)
+        names = {name.decode() for name in found}
+        lost = self._registered - names
+        if lost:
+            # The server may lose what it has acknowledged, and with it the way to their jobs.
+            self._registered -= lost
+            await self._register(lost)
+        return [self._shard(name) for name in sorted(names | lost)]
 
     async def _register(self, queues: Iterable[str]) -> None:
         """Before a queue has its first job, all must be able to find it."""

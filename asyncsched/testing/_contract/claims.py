@@ -103,6 +103,18 @@ class ClaimCases:
         await trial.settle(settlement(third, wake_at=trial.now))
         assert (await trial.claimed()).prior is None
 
+    async def test_an_update_keeps_the_prior_fence_for_the_next_claim(self, trial: Trial) -> None:
+        first = await trial.held()
+        trial.now += LEASE_S
+        second = await trial.claimed()
+        await trial.settle(settlement(second, wake_at=trial.now, hand_back=True))
+        [there] = (await trial.store.get([second.id])).values()
+        assert await trial.store.update(update_of(there)) is not None
+        third = await trial.claimed()
+        assert third.prior == first.fence
+        assert await trial.store.update(update_of(third, revoke=True)) is not None
+        assert (await trial.claimed()).prior == first.fence
+
     async def test_tries_count_the_claims_since_the_last_settlement(self, trial: Trial) -> None:
         held = await trial.held()
         tries = [held.tries]
@@ -183,6 +195,11 @@ class OrderCases:
         await trial.add(job("e", priority=9, queue="q"))
         assert await trial.claim_ids(queues=[QUEUE, "q"]) == ["e", "a", "b", "c", "d"]
 
+    async def test_a_record_stands_where_it_was_moved_to(self, trial: Trial) -> None:
+        await trial.add(job("a", wake_at=NOW - 9), job("b", wake_at=NOW - 20))
+        assert await trial.store.update(replace(update_of(job("a")), wake_at=NOW - 30)) is not None
+        assert await trial.claim_ids() == ["a", "b"]
+
     async def test_an_expired_lease_stands_where_it_ended(self, trial: Trial) -> None:
         await trial.held(job("expired"))
         end = NOW + LEASE_S
@@ -209,6 +226,10 @@ class NextWakeCases:
         await trial.add(job("a"), job("b", wake_at=NOW + 50))
         assert (await trial.claim(lease_s=20)).next_wake_at == NOW + 20
 
+    async def test_next_wake_counts_a_lease_that_ends_before_its_job_is_due(self, trial: Trial) -> None:
+        await trial.add(job("a", wake_at=NOW + 40))
+        assert (await trial.claim(lease_s=20, ahead_s=50)).next_wake_at == NOW + 20
+
     async def test_next_wake_counts_the_leases_of_others(self, trial: Trial) -> None:
         await trial.held()
         trial.now += 1
@@ -217,6 +238,17 @@ class NextWakeCases:
     async def test_next_wake_counts_what_is_due_beyond_the_limit(self, trial: Trial) -> None:
         await trial.add(job("a", wake_at=NOW - 3), job("b", wake_at=NOW - 2), job("c", wake_at=NOW - 1))
         assert (await trial.claim(2)).next_wake_at == NOW - 1
+
+    async def test_next_wake_counts_what_is_due_behind_a_lease_that_is_over(self, trial: Trial) -> None:
+        """However few records were asked for, and whoever knows that it is over."""
+        held = await trial.held()
+        assert await (await trial.client()).settle([settlement(held, wake_at=None)]) == ["done"]
+        await trial.add(job("b", wake_at=NOW + LEASE_S + 1), job("c", wake_at=NOW + LEASE_S + 2))
+        trial.now += LEASE_S + 3
+        claimed = await trial.claim(1)
+        assert [r.id for r in claimed.records] == ["b"]
+        assert claimed.next_wake_at is not None
+        assert claimed.next_wake_at <= trial.now
 
     async def test_next_wake_ignores_a_paused_overdue_record(self, trial: Trial) -> None:
         await trial.add(job("a", wake_at=NOW - 9), job("b", wake_at=None, hold="paused"))
@@ -279,9 +311,10 @@ class RepeatedClaimCases:
         await trial.add(job("a"), job("b"))
         await trial.claim(token="mine")
         trial.now += LEASE_S
-        again = (await trial.claim(token="mine")).records
-        assert sorted(r.id for r in again) == ["a", "b"]
-        assert await trial.store.get(["a", "b"]) == {r.id: r for r in again}
+        for _ in range(2):
+            again = (await trial.claim(token="mine")).records
+            assert sorted(r.id for r in again) == ["a", "b"]
+            assert await trial.store.get(["a", "b"]) == {r.id: r for r in again}
 
     async def test_what_a_repeated_claim_returned_can_be_settled(self, trial: Trial) -> None:
         await trial.add(job("a"))

@@ -39,6 +39,13 @@ class HintCases:
         assert await ear.hears()
         assert _names_no_later_than(ear, NOW)
 
+    async def test_an_update_of_a_held_record_gives_a_hint_without_a_time(self, trial: Trial) -> None:
+        held = await trial.held()
+        ear = _listen(trial)
+        await trial.store.update(update_of(held))
+        assert await ear.hears()
+        assert None in ear.heard
+
     async def test_a_settlement_gives_a_hint(self, trial: Trial) -> None:
         held = await trial.held()
         ear = _listen(trial)
@@ -111,6 +118,21 @@ class HintCases:
             if await ear.hears(trial.patience_s / ATTEMPTS):
                 return
         raise AssertionError("no settlement of the other client was heard")
+
+    async def test_a_hint_comes_from_another_clients_update_of_a_held_record(self, trial: Trial) -> None:
+        _need_push(trial.store)
+        held = await trial.held()
+        other = await trial.client()
+        ear = _listen(trial)
+        assert await _hears_adds_of(other, ear)
+        for _ in range(ATTEMPTS):
+            ear.forget()
+            updated = await other.update(update_of(held))
+            assert updated is not None
+            held = updated
+            if await ear.hears(trial.patience_s / ATTEMPTS) and None in ear.heard:
+                return
+        raise AssertionError("no update of a held record by the other client was heard")
 
 
 def _listen(trial: Trial) -> Ear:

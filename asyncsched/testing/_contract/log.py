@@ -69,6 +69,13 @@ class LogCases:
         assert [e.fence for e in await _walk(trial, 1, kinds=["lost", "misfire"])] == [1, 3]
         assert await trial.store.runs(kinds=["none"]) == []
 
+    async def test_the_log_of_one_job_behind_an_entry_of_another(self, trial: Trial) -> None:
+        ats = {2: NOW - 2, 1: NOW - 1, 0: NOW}
+        await trial.write_log(*(entry(id, fence=i, at=at) for i, at in ats.items() for id in "abc"))
+        before = entry("b", fence=1, at=NOW - 1)
+        assert [e.fence for e in await trial.store.runs("a", before=before)] == [1, 2]
+        assert [e.fence for e in await trial.store.runs("c", before=before)] == [2]
+
     async def test_the_limit_counts_what_matches(self, trial: Trial) -> None:
         await trial.write_log(*(entry(f"{i % 2}", fence=i, at=NOW - i, kind=f"{i % 3}") for i in range(30)))
         found = await trial.store.runs("0", ["0"], 2)
@@ -98,6 +105,12 @@ class PruneCases:
         assert await trial.store.prune(None, 2, 100) == 3
         assert [e.fence for e in await trial.store.runs("a")] == [0, 1]
         assert [e.fence for e in await trial.store.runs("b")] == [0, 1]
+
+    async def test_of_the_entries_of_one_instant_the_first_in_the_log_are_kept(self, trial: Trial) -> None:
+        entries = [entry(fence=i, kind=kind) for i in (2, 10) for kind in ("misfire", "run")]
+        await trial.write_log(*entries)
+        assert await trial.store.prune(None, 3, 100) == 1
+        assert await trial.log() == entries[:0:-1]
 
     async def test_both_bounds_prune_together(self, trial: Trial) -> None:
         await trial.write_log(

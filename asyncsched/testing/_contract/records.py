@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from msgspec.structs import replace
 
-from asyncsched.contract import Filter, JobStore, Record
-from asyncsched.testing._contract.trial import EVERYTHING, NOW, Trial, job, settlement, unlike, update_of
+from asyncsched.contract import Claim, Filter, JobStore, Record
+from asyncsched.errors import StoreError
+from asyncsched.testing._contract.trial import (
+    EVERYTHING,
+    LEASE_S,
+    NOW,
+    Trial,
+    job,
+    settlement,
+    unlike,
+    update_of,
+)
 
 __all__ = ["AddCases", "PageCases", "RemoveCases", "UpdateCases"]
 
@@ -120,7 +131,9 @@ class AddCases:
         }
 
     async def test_body_and_cursor_may_have_a_mebibyte(self, trial: Trial) -> None:
-        large = (EVERY_BYTE * 4096)[:MEBIBYTE]
+        """Or share what the store says is its bound."""
+        bound = trial.store.capabilities.largest_record
+        large = (EVERY_BYTE * 4096)[: MEBIBYTE if bound is None else bound // 2]
         held = await trial.held(job("a", body=large, cursor=large))
         assert (held.body, held.cursor) == (large, large)
         assert await trial.settle(settlement(held, cursor=large[::-1])) == "done"
@@ -129,6 +142,20 @@ class AddCases:
         updated = await trial.store.update(update_of(settled, body=large[1:]))
         assert updated is not None
         assert updated.body == large[1:]
+
+    async def test_a_record_over_the_bound_is_refused_with_its_size(self, trial: Trial) -> None:
+        bound = trial.store.capabilities.largest_record
+        if bound is None:
+            pytest.skip("the store has no bound")
+        too_large = job("a", body=b"x" * (bound + 1), cursor=b"")
+        with pytest.raises(StoreError, match=rf"'a'.*{bound + 1}\D.*{bound}\D"):
+            await trial.store.add([too_large, job("b")])
+        held = await trial.held(job("c"))
+        with pytest.raises(StoreError, match="'c'"):
+            await trial.store.update(update_of(held, body=too_large.body))
+        with pytest.raises(StoreError, match="'c'"):
+            await trial.settle(settlement(held, cursor=too_large.body))
+        assert await trial.read("c") == held
 
     async def test_an_empty_batch_is_no_error(self, trial: Trial) -> None:
         store = trial.store
@@ -170,6 +197,24 @@ class PageCases:
         held = await trial.held(job("a"))
         await trial.add(job("b", wake_at=NOW + 1_000))
         assert await trial.store.page(EVERYTHING, 10) == [held, job("b", wake_at=NOW + 1_000)]
+
+    async def test_a_page_misses_nobody_while_leases_are_renewed(self, trial: Trial) -> None:
+        await trial.add(*(job(f"held-{i}") for i in range(20)))
+        held = (await trial.claim()).records
+        await trial.add(*(job(f"free-{i}", wake_at=NOW + LEASE_S + i) for i in range(20)))
+        other = await trial.client()
+
+        async def renew() -> None:
+            for turn in range(10):
+                claims = [Claim(r.id, r.fence, r.holder or "") for r in held]
+                await other.renew(claims, LEASE_S + 2 * turn)
+                await asyncio.sleep(0)
+
+        async def read() -> list[int]:
+            return [len({r.id for r in await trial.store.page(EVERYTHING, 100)}) for _ in range(10)]
+
+        _, counts = await asyncio.gather(renew(), read())
+        assert counts == [40] * 10
 
     async def test_pages_are_filtered_by_queue(self, trial: Trial) -> None:
         await trial.add(job("a", queue="p"), job("b", queue="q"), job("c", queue="P"), job("d", queue="q"))
@@ -264,6 +309,21 @@ class UpdateCases:
         trial.now += 7
         assert await trial.claim_ids() == []
         assert await trial.claim_ids(queues=["q"]) == ["a"]
+
+    async def test_a_record_that_was_moved_often_is_claimed_at_its_last_time(self, trial: Trial) -> None:
+        """However many of its former times an index still knows."""
+        await trial.add(job("a", wake_at=NOW + 100))
+        record = job("a")
+        for wake_at in (NOW + 50, NOW + 10, NOW + 70, NOW + 5, NOW + 60):
+            updated = await trial.store.update(replace(update_of(record), wake_at=wake_at))
+            assert updated is not None
+            record = updated
+        trial.now = NOW + 59
+        claimed = await trial.claim()
+        assert (claimed.records, claimed.next_wake_at) == ([], NOW + 60)
+        trial.now = NOW + 60
+        assert await trial.claim_ids() == ["a"]
+        assert await trial.claim_ids() == []
 
     async def test_an_update_can_take_the_wake_at_away(self, trial: Trial) -> None:
         await trial.add(job("a"))

@@ -71,6 +71,13 @@ class RenewalCases:
         assert await trial.renew(held) == "lost"
         assert await trial.store.get(["a"]) == {}
 
+    async def test_a_claim_of_a_removed_record_is_lost_though_its_lease_would_not_be_extended(
+        self, trial: Trial
+    ) -> None:
+        held = await trial.held()
+        await (await trial.client()).remove(["a"])
+        assert await trial.renew(held, 1.0) == "lost"
+
     async def test_a_revoked_claim_is_lost(self, trial: Trial) -> None:
         held = await trial.held()
         await trial.store.update(update_of(held, revoke=True))

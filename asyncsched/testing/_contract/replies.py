@@ -83,8 +83,10 @@ class LostReplies:
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         return self._reply("settle", await self._store.settle(settlements))
 
-    async def acquire(self, keys: Sequence[str], holder: str, lease_s: float) -> dict[str, Lease]:
-        return self._reply("acquire", await self._store.acquire(keys, holder, lease_s))
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
+        return self._reply("acquire", await self._store.acquire(keys, holder, lease_s, limit))
 
     async def extend(self, leases: Sequence[Lease], lease_s: float) -> dict[str, Lease]:
         return self._reply("extend", await self._store.extend(leases, lease_s))

@@ -10,6 +10,7 @@ from asyncsched.contract import Record, Settlement
 from asyncsched.testing._contract.trial import (
     LEASE_S,
     NOW,
+    QUEUE,
     Trial,
     claim_of,
     entry,
@@ -88,6 +89,19 @@ class SettleCases:
         successor = await trial.claimed()
         assert await trial.settle(settlement(held, wake_at=NOW)) == "already"
         assert await trial.read("a") == successor
+
+    async def test_a_settlement_repeated_once_its_record_is_parked_changes_nothing(
+        self, trial: Trial
+    ) -> None:
+        held = await trial.held()
+        first = settlement(held, wake_at=NOW, entries=[entry()], unpark=("k", 1))
+        other = await trial.client()
+        assert await other.settle([first]) == ["done"]
+        [successor] = (await other.claim([QUEUE], "other", 1, LEASE_S)).records
+        assert await other.settle([settlement(successor, wake_at=NOW + 9, hold="k")]) == ["done"]
+        parked = await trial.read("a")
+        assert await trial.settle(first) == "lost"
+        assert await trial.read("a") == parked
 
     async def test_a_settlement_repeated_does_not_spawn_again(self, trial: Trial) -> None:
         moved = settlement(await trial.held(), wake_at=None, spawn=[job("child")], unpark=("k", 1))
@@ -179,6 +193,13 @@ class StaleCases:
         await trial.settle(settlement(held, entries=[entry()], spawn=[job("child")]))
         assert await trial.log() == [entry()]
         assert await trial.read("child") == job("child")
+
+    async def test_a_renewal_after_an_update_leaves_the_settlement_stale(self, trial: Trial) -> None:
+        held = await trial.held()
+        await trial.store.update(update_of(held))
+        assert await trial.renew(held, 2 * LEASE_S) == 2
+        assert await trial.settle(settlement(held, delete=True)) == "stale"
+        assert (await trial.read("a")).version == 2
 
     async def test_a_stale_settlement_repeated_is_already_done(self, trial: Trial) -> None:
         held = await trial.held()
@@ -388,6 +409,39 @@ class UnparkCases:
         await trial.add(parked)
         await trial.settle(settlement(held, unpark=("k", 5)))
         assert await trial.read("b") == replace(parked, hold=None, wake_at=NOW)
+
+    async def test_what_never_wakes_is_unparked_last(self, trial: Trial) -> None:
+        held = await trial.held()
+        never = [job(id, hold="k", wake_at=None) for id in ("b", "c")]
+        await trial.add(*never, job("d", hold="k", wake_at=NOW + 40))
+        assert await trial.settle(settlement(held, unpark=("k", 2))) == "done"
+        found = await trial.store.get(["b", "c", "d"])
+        assert {id: (r.hold, r.wake_at) for id, r in found.items()} == {
+            "b": (None, NOW), "c": ("k", None), "d": (None, NOW)
+        }  # fmt: skip
+
+    async def test_a_child_that_is_there_and_parked_is_unparked(self, trial: Trial) -> None:
+        held = await trial.held()
+        parked = job("b", hold="k", wake_at=NOW + 9)
+        await trial.add(parked)
+        ending = settlement(held, spawn=[job("b", birth="another")], unpark=("k", 1))
+        assert await trial.settle(ending) == "done"
+        assert await trial.read("b") == replace(parked, hold=None, wake_at=NOW)
+
+    async def test_what_was_parked_since_is_unparked_beside_its_own_repeated_settlement(
+        self, trial: Trial
+    ) -> None:
+        await trial.add(job("a"), job("b"))
+        held = {r.id: r for r in (await trial.claim()).records}
+        other = await trial.client()
+        first = settlement(held["a"], wake_at=NOW, unpark=("k", 1))
+        assert await other.settle([first]) == ["done"]
+        [successor] = (await other.claim([QUEUE], "other", 1, LEASE_S)).records
+        assert await other.settle([settlement(successor, wake_at=NOW + 9, hold="k")]) == ["done"]
+        batch = [first, settlement(held["b"], unpark=("k", 1))]
+        assert await trial.store.settle(batch) == ["lost", "done"]
+        record = await trial.read("a")
+        assert (record.hold, record.wake_at) == (None, NOW)
 
     async def test_unparking_leaves_other_holds_alone(self, trial: Trial) -> None:
         held = await trial.held()

@@ -198,6 +198,28 @@ class PageHidesHeldRecords(MemoryStore):
         return [r for r in await super().page(where, limit, after) if r.holder is None]
 
 
+@caught_by("test_a_page_misses_nobody_while_leases_are_renewed")
+class PageIsReadInPieces(MemoryStore):
+    """A page is read record by record, and one that was moved meanwhile is not where it was."""
+
+    async def page(self, where: Filter, limit: int, after: Record | None = None) -> list[Record]:
+        found = await super().page(where, limit, after)
+        await asyncio.sleep(0)
+        return [r for r in found if (now := self._records.get(r.id)) is None or now.wake_at == r.wake_at]
+
+
+@caught_by("test_a_record_that_was_moved_often_is_claimed_at_its_last_time")
+class MovedRecordsKeepATime(MemoryStore):
+    """The index keeps one former time of a record that was moved more than twice."""
+
+    async def update(self, update: Update) -> Record | None:
+        record = await super().update(update)
+        if record is not None and record.version > 3 and record.holder is None and record.wake_at is not None:
+            early = self._records[record.id] = replace(record, wake_at=record.wake_at - 20)
+            self._push(early.queue, early.priority, record.wake_at - 20, early.id)
+        return record
+
+
 @caught_by("test_an_id_prefix_is_taken_literally")
 class PrefixIsAPattern(MemoryStore):
     """LIKE or GLOB without escapes."""
@@ -272,6 +294,14 @@ class UpdateRaces(MemoryStore):
             return None
         await asyncio.sleep(0)
         return await super().update(replace(update, version=self._records[update.id].version))
+
+
+@caught_by("test_an_update_keeps_the_prior_fence_for_the_next_claim")
+class UpdateForgetsThePriorFence(_Update):
+    """A lost run is run again, and nothing says why."""
+
+    def rewritten(self, before: Record, after: Record, update: Update) -> Record:
+        return replace(after, prior=None) if after.holder is None else after
 
 
 @caught_by("test_an_update_writes_the_body_and_raises_the_version")

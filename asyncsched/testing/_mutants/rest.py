@@ -22,18 +22,22 @@ __all__: list[str] = []
 class AcquireSteals(MemoryStore):
     """A lease goes to who asks last."""
 
-    async def acquire(self, keys: Sequence[str], holder: str, lease_s: float) -> dict[str, Lease]:
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
         for key in keys:
             self._leases.pop(key, None)
-        return await super().acquire(keys, holder, lease_s)
+        return await super().acquire(keys, holder, lease_s, limit)
 
 
 @caught_by("test_a_free_lease_is_taken")
 class AcquireTakesItsTime(MemoryStore):
     """A lease ends later than was asked for."""
 
-    async def acquire(self, keys: Sequence[str], holder: str, lease_s: float) -> dict[str, Lease]:
-        return await super().acquire(keys, holder, 2 * lease_s)
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
+        return await super().acquire(keys, holder, 2 * lease_s, limit)
 
 
 @caught_by("test_one_lost_lease_does_not_stop_the_others")
@@ -49,30 +53,36 @@ class ExtendStopsAtALostLease(MemoryStore):
 class AcquireRefusesItsOwn(MemoryStore):
     """A lost reply costs the lease."""
 
-    async def acquire(self, keys: Sequence[str], holder: str, lease_s: float) -> dict[str, Lease]:
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
         now = self._now()
         free = [key for key in keys if key not in self._leases or self._leases[key].until <= now]
-        return await super().acquire(free, holder, lease_s)
+        return await super().acquire(free, holder, lease_s, limit)
 
 
 @caught_by("test_an_own_lease_taken_again_is_renewed_under_its_fence")
 class AcquireRaisesItsOwnFence(MemoryStore):
     """A lease taken again makes its first holder a stranger."""
 
-    async def acquire(self, keys: Sequence[str], holder: str, lease_s: float) -> dict[str, Lease]:
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
         for key in keys:
             if key in self._leases and self._leases[key].holder == holder:
                 del self._leases[key]
-        return await super().acquire(keys, holder, lease_s)
+        return await super().acquire(keys, holder, lease_s, limit)
 
 
 @caught_by("test_an_expired_lease_is_taken_under_a_higher_fence")
 class ExpiredLeasesKeepTheirFence(MemoryStore):
     """Who takes over cannot be told from who was lost."""
 
-    async def acquire(self, keys: Sequence[str], holder: str, lease_s: float) -> dict[str, Lease]:
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
         before = self._leases.copy()
-        taken = await super().acquire(keys, holder, lease_s)
+        taken = await super().acquire(keys, holder, lease_s, limit)
         kept = {key: lease._replace(fence=before.get(key, lease).fence) for key, lease in taken.items()}
         self._leases |= kept
         return kept
@@ -82,10 +92,100 @@ class ExpiredLeasesKeepTheirFence(MemoryStore):
 class AcquireTakesAllOrNothing(MemoryStore):
     """One held key keeps the others out."""
 
-    async def acquire(self, keys: Sequence[str], holder: str, lease_s: float) -> dict[str, Lease]:
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
         if any(key in self._leases and self._leases[key].holder != holder for key in keys):
             return {}
+        return await super().acquire(keys, holder, lease_s, limit)
+
+
+@caught_by("test_a_limited_acquire_takes_the_first_that_are_free_and_no_more")
+class AcquireKnowsNoLimit(MemoryStore):
+    """Whoever needs one of ten slots takes all ten."""
+
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
         return await super().acquire(keys, holder, lease_s)
+
+
+@caught_by("test_a_limited_acquire_takes_the_first_that_are_free_and_no_more")
+class AcquireLimitsWhatItAnswers(MemoryStore):
+    """More is taken than is told, and nobody gives it back."""
+
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
+        taken = await super().acquire(keys, holder, lease_s)
+        return dict(itertools.islice(taken.items(), limit))
+
+
+@caught_by("test_a_limited_acquire_looks_behind_what_others_hold")
+class AcquireLimitsWhatItLooksAt(MemoryStore):
+    """The limit counts the keys that were asked for, so that the last of ten slots is never found."""
+
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
+        return await super().acquire(keys[:limit], holder, lease_s)
+
+
+@caught_by("test_what_the_holder_has_already_counts_towards_the_limit_and_comes_first")
+class AcquireLimitsWhatIsNew(MemoryStore):
+    """A repeated acquire, whose first reply was lost, takes as many again."""
+
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
+        now = self._now()
+        own = [
+            k
+            for k in keys
+            if k in self._leases and self._leases[k][1] == holder and self._leases[k].until > now
+        ]
+        new = await super().acquire([key for key in keys if key not in own], holder, lease_s, limit)
+        return await super().acquire(own, holder, lease_s) | new
+
+
+@caught_by("test_what_the_holder_has_already_counts_towards_the_limit_and_comes_first")
+class AcquirePrefersTheFirst(MemoryStore):
+    """A holder of the last slot takes the first one as well."""
+
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
+        now = self._now()
+        others = {k for k, v in self._leases.items() if v.until > now and v.holder != holder}
+        return await super().acquire([k for k in keys if k not in others][:limit], holder, lease_s)
+
+
+@caught_by("test_of_many_that_compete_for_the_last_of_some_leases_one_gets_it")
+class AcquireLooksBeforeItTakes(MemoryStore):
+    """Two that look at once both find the last one free, and both take it."""
+
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
+        now = self._now()
+        free = [key for key in keys if key not in self._leases or self._leases[key].until <= now]
+        await asyncio.sleep(0)
+        for key in free[:limit]:
+            self._leases.pop(key, None)
+        return await super().acquire(free, holder, lease_s, limit)
+
+
+@caught_by("test_many_that_compete_for_some_leases_get_one_each")
+class AcquireGivesUp(MemoryStore):
+    """Who was too slow for the first that was free does not look for another."""
+
+    async def acquire(
+        self, keys: Sequence[str], holder: str, lease_s: float, limit: int | None = None
+    ) -> dict[str, Lease]:
+        now = self._now()
+        free = [key for key in sorted(keys) if key not in self._leases or self._leases[key].until <= now]
+        await asyncio.sleep(0)
+        return await super().acquire(free[:limit], holder, lease_s)
 
 
 @caught_by("test_an_extension_never_shortens")
@@ -149,6 +249,26 @@ class LeaseFencesRestart(MemoryStore):
     async def release(self, leases: Sequence[Lease]) -> None:
         await super().release(leases)
         self._fence = 0 if not self._leases else self._fence
+
+
+@caught_by("test_a_lease_that_ended_long_ago_is_taken_under_a_higher_fence")
+class PruneForgetsTheFences(MemoryStore):
+    """With the last lease goes what the fences were."""
+
+    async def prune(self, older_than_s: float | None, per_job: int | None, limit: int) -> int:
+        now = self._now()
+        self._leases = {key: lease for key, lease in self._leases.items() if lease.until > now}
+        self._fence = self._fence if self._leases else 0
+        return await super().prune(older_than_s, per_job, limit)
+
+
+@caught_by("test_pruning_leaves_leases_that_are_held_alone")
+class PruneEndsLeases(MemoryStore):
+    """Whoever holds a lock for long loses it to the sweep."""
+
+    async def prune(self, older_than_s: float | None, per_job: int | None, limit: int) -> int:
+        self._leases.clear()
+        return await super().prune(older_than_s, per_job, limit)
 
 
 # -- the log -----------------------------------------------------------------------------------------------------------
@@ -305,7 +425,7 @@ class _Quiet(MemoryStore):
 
     _silent = False
 
-    def _hint(self, wake_at: float) -> None:
+    def _hint(self, wake_at: float | None) -> None:
         if not self._silent:
             super()._hint(wake_at)
 
@@ -326,6 +446,30 @@ class UpdateGivesNoHint(_Quiet):
     async def update(self, update: Update) -> Record | None:
         self._silent = True
         return await super().update(update)
+
+
+@caught_by("test_an_update_of_a_held_record_gives_a_hint_without_a_time")
+class HeldUpdatesNameATime(MemoryStore):
+    """The holder takes it for news of a job that is due later, and does not look at its own."""
+
+    async def update(self, update: Update) -> Record | None:
+        record = await super().update(update)
+        if record is not None and record.wake_at is not None:
+            self._hint(record.wake_at)
+        return record
+
+    def _hint(self, wake_at: float | None) -> None:
+        if wake_at is not None:
+            super()._hint(wake_at)
+
+
+@caught_by("test_a_hint_comes_from_another_clients_update_of_a_held_record")
+class HeldUpdatesGiveNoHint(MemoryStore):
+    """The holder of a run that is to end hears of it when it renews."""
+
+    def _hint(self, wake_at: float | None) -> None:
+        if wake_at is not None:
+            super()._hint(wake_at)
 
 
 @caught_by("test_a_settlement_gives_a_hint")
@@ -359,8 +503,8 @@ class UnparkGivesNoHint(MemoryStore):
 class HintsNameALaterTime(MemoryStore):
     """Who trusts the hint sleeps too long."""
 
-    def _hint(self, wake_at: float) -> None:
-        super()._hint(wake_at + 60)
+    def _hint(self, wake_at: float | None) -> None:
+        super()._hint(None if wake_at is None else wake_at + 60)
 
 
 @caught_by("test_a_listener_that_was_ended_hears_no_more")
@@ -376,7 +520,7 @@ class ListenersNeverEnd(MemoryStore):
 class EndingIsHeardByTheNext(MemoryStore):
     """Listeners are walked while they change."""
 
-    def _hint(self, wake_at: float) -> None:
+    def _hint(self, wake_at: float | None) -> None:
         for listener in self._listeners:
             listener(wake_at)
 
@@ -385,7 +529,7 @@ class EndingIsHeardByTheNext(MemoryStore):
 class HintsComeFromAThread(MemoryStore):
     """A listener is called wherever the driver listens."""
 
-    def _hint(self, wake_at: float) -> None:
+    def _hint(self, wake_at: float | None) -> None:
         thread = threading.Thread(target=super()._hint, args=[wake_at])
         thread.start()
         thread.join()

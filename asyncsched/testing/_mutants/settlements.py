@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
-from asyncsched.contract import Entry, Record, Settled, Settlement
+from asyncsched.contract import Claim, Entry, Record, Renewal, Settled, Settlement
 from asyncsched.errors import StoreError
 from asyncsched.stores.memory import MemoryStore
 from asyncsched.testing._mutants.table import caught_by
@@ -224,6 +224,22 @@ class NothingIsStale(_Settle):
 
     async def settle_one(self, s: Settlement, record: Record | None) -> Settled:
         return await super().settle_one(replace(s, version=record.version) if record else s, record)
+
+
+@caught_by("test_a_renewal_after_an_update_leaves_the_settlement_stale")
+class ARenewalHidesTheUpdate(_Settle):
+    """Who has renewed a claim is believed to know the record as it is."""
+
+    renewed: frozenset[str] = frozenset()
+
+    async def renew(self, claims: Sequence[Claim], lease_s: float) -> Renewal:
+        self.renewed = frozenset(claim.id for claim in claims)
+        return await super().renew(claims, lease_s)
+
+    async def settle_one(self, s: Settlement, record: Record | None) -> Settled:
+        if record is not None and s.id in self.renewed:
+            s = replace(s, version=record.version)
+        return await super().settle_one(s, record)
 
 
 @caught_by("test_a_stale_settlement_does_not_move_the_record")

@@ -21,11 +21,15 @@ def ask(folder: Path, *args: str, seconds: float = 20.0) -> Answer:
     return ask_python(folder, "-m", "asyncsched", *args, seconds=seconds)
 
 
-def ask_python(folder: Path, *args: str, seconds: float = 20.0) -> Answer:
+def ask_python(folder: Path, *args: str, seconds: float = 20.0, encoding: str | None = None) -> Answer:
     return subprocess.run(
         [sys.executable, *args],
         cwd=folder,
-        env={**environment(), "TMPDIR": str(folder)},
+        env={
+            **environment(),
+            "TMPDIR": str(folder),
+            **({} if encoding is None else {"PYTHONIOENCODING": encoding}),
+        },
         capture_output=True,
         text=True,
         timeout=seconds,

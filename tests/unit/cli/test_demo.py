@@ -31,7 +31,7 @@ def test_the_demonstration_recovers_the_job_of_a_killed_worker_and_leaves_nothin
     out = answer.stdout
     assert answer.returncode == 0, out + answer.stderr
     assert answer.stderr == ""
-    assert 14 < took_s < 30
+    assert 14 < took_s < 55
     assert "\x1b" not in out, "no terminal, so no escape codes"
     for kind in (
         "beat (every 2 s)",

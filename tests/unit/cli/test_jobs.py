@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
@@ -13,7 +14,7 @@ from asyncsched import Scheduler, every, manual, once
 from asyncsched.cli.app import State
 from asyncsched.cli.show import one_line
 from asyncsched.model import JobState
-from tests.unit.cli.asking import Cli, refusal
+from tests.unit.cli.asking import Cli, ask_python, refusal
 
 URL = "sqlite:///jobs.db"
 
@@ -112,7 +113,7 @@ def test_a_limit_says_that_there_are_more(cli: Cli) -> None:
 @pytest.mark.usefixtures("filled")
 def test_looking_runs_and_changes_nothing(cli: Cli, tmp_path: Path) -> None:
     def stored() -> list[tuple[object, ...]]:
-        with sqlite3.connect(tmp_path / "jobs.db") as database:
+        with closing(sqlite3.connect(tmp_path / "jobs.db")) as database, database:
             database.execute("UPDATE asyncsched_jobs SET wake_at = 1.0 WHERE id = 'soon'")
             return database.execute("SELECT * FROM asyncsched_jobs ORDER BY id").fetchall()
 
@@ -129,7 +130,7 @@ def test_no_match_is_no_error(cli: Cli) -> None:
 
 @pytest.mark.usefixtures("filled")
 def test_a_job_that_cannot_be_read_hides_no_other(cli: Cli, tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "jobs.db") as database:
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as database, database:
         database.execute("UPDATE asyncsched_jobs SET body = x'ff00' WHERE id = 'later'")
     answer = cli("jobs", "--store", URL, "--json")
     assert answer.returncode == 0, answer.stderr
@@ -153,6 +154,41 @@ def test_what_is_no_store_is_one_clear_line(cli: Cli, tmp_path: Path) -> None:
     assert "memory://" in refusal(cli("jobs", "--store", "jobs.db"))
     assert "no store serves gopher://" in refusal(cli("jobs", "--store", "gopher://jobs"))
     assert "no SQLite database" in refusal(cli("jobs", "--store", "sqlite:///notes.txt"))
+
+
+def test_a_database_of_somebody_else_s_is_left_as_it_is(cli: Cli, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as database:
+        database.execute("CREATE TABLE customers (name)")
+    for command in (["jobs"], ["explain", "a"], ["backfill", "a", "--from", "2026-01-01"]):
+        assert "has no schema" in refusal(cli(*command, "--store", "sqlite:///shop.db?create_schema=true"))
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as database:
+        assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("customers",)]
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://app:hun#ter2@db.example/app", "write / as %2F, ? as %3F and # as %23"),
+        ("postgresql://app:hun/ter2@db.example/app", "write / as %2F, ? as %3F and # as %23"),
+        ("redis://:hun?ter2@127.0.0.1:1/0", "write / as %2F, ? as %3F and # as %23"),
+        ("redis://app:hunter2@[::1/0", "is no URL"),
+        ("redis:app:hunter2@127.0.0.1", "is no store URL"),
+        ("app:hunter2@127.0.0.1/app", "is no store URL"),
+    ],
+)
+def test_a_url_that_cannot_be_read_is_one_line_without_its_password(cli: Cli, url: str, said: str) -> None:
+    line = refusal(cli("jobs", "--store", url))
+    assert said in line
+    assert "hun" not in line
+    assert "ter2" not in line
+
+
+@pytest.mark.usefixtures("filled")
+def test_what_an_encoding_has_no_character_for_is_shown_as_its_number(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as database, database:
+        database.execute("UPDATE asyncsched_jobs SET id = 'zoë' WHERE id = 'soon'")
+    answer = ask_python(tmp_path, "-m", "asyncsched", "jobs", "--store", URL, encoding="ascii")
+    assert (answer.returncode, "zo\\xeb" in answer.stdout) == (0, True), answer.stderr
 
 
 def test_every_state_of_a_job_can_be_asked_for() -> None:

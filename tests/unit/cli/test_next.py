@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from asyncsched import cron, parse_trigger
-from asyncsched.cli.preview import Coming, coming
+from asyncsched.coming import Coming, coming
 from tests.unit.cli.asking import Answer, Cli, refusal
 
 
@@ -81,6 +81,8 @@ def test_what_never_fires_gives_nothing_and_says_so(cli: Cli) -> None:
         (["@daily", "--tz", "Mars/Olympus"], "unknown time zone 'Mars/Olympus'"),
         (["@every 5m", "--tz", "Mars/Olympus"], "unknown time zone 'Mars/Olympus'"),
         (["@daily", "--from", "tomorrow"], "--from: 'tomorrow' is no ISO 8601 instant"),
+        (["@every 5m", "--from", "9999-12-31"], "--from: '9999-12-31' is too far away"),
+        (["@daily", "--from", "0001-01-01T00:00+14:00"], "is too far away: its year is one from 100 to 3500"),
     ],
 )
 def test_what_is_no_expression_zone_or_instant_is_one_clear_line(

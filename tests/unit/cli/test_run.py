@@ -80,7 +80,7 @@ def test_a_second_signal_ends_the_drain(app: Path) -> None:
     service = Service(app, "app:shop.scheduler")
     service.wait_line("begun")
     service.process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
+    time.sleep(0.3)  # Another process: it is shown that one signal does not end it.
     assert service.process.poll() is None
     service.process.send_signal(signal.SIGTERM)
     code, out, _ = service.end()

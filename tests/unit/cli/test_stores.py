@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from tests.unit.cli.asking import Cli, refusal
@@ -24,12 +25,17 @@ def test_the_list_is_a_table_too(cli: Cli) -> None:
 
 def test_the_printed_schema_is_the_one_that_is_wanted(cli: Cli, tmp_path: Path) -> None:
     schema = cli("stores", "ddl", "sqlite:///jobs.db?table_prefix=my_").stdout
-    with sqlite3.connect(tmp_path / "by-hand.db") as made:
+    with closing(sqlite3.connect(tmp_path / "by-hand.db")) as made, made:
         made.executescript(schema)
         tables = {name for (name,) in made.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     made.close()
     assert {"my_jobs", "my_runs", "my_leases", "my_meta"} <= tables
     assert not (tmp_path / "jobs.db").exists()
+
+
+def test_the_indexes_that_firestore_needs_are_printed_as_its_tools_deploy_them(cli: Cli) -> None:
+    made = json.loads(cli("stores", "ddl", "firestore://project/jobs").stdout)
+    assert made.keys() == {"indexes", "fieldOverrides"}
 
 
 def test_a_store_without_a_schema_says_so(cli: Cli) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiomysql
 import pytest
+from pymysql.err import OperationalError
 
 from asyncsched.contract import Claim, Entry, Filter, JobStore, Record, Settlement, Update
 from asyncsched.errors import (
@@ -22,8 +23,8 @@ from asyncsched.errors import (
     StoreUnavailable,
 )
 from asyncsched.stores import mysql, store_from_url
-from asyncsched.stores.mysql import MySQLStore, _opening, _store
-from asyncsched.stores.mysql._line import NotApplied
+from asyncsched.stores.mysql import MySQLStore, _line, _opening, _store
+from asyncsched.stores.mysql._line import Answer, NotApplied
 from asyncsched.stores.mysql._statements import Lane
 from tests.servers.running import Servers
 from tests.support.proxy import proxied
@@ -242,6 +243,8 @@ def test_tls_is_asked_for_in_a_url_or_with_a_context_of_ones_own() -> None:
         ("mysql://h/jobs?table_prefix=a-b", ["table_prefix", "'a-b'"]),
         ("mysql://h/jobs?namespace=", ["namespace", "1 to 255"]),
         ("mysql://h/jobs?create_schema=maybe", ["create_schema", "true or false"]),
+        ("mysql://h/jobs?ssl_ca=/none.pem", ["ssl_ca=/none.pem", "readable PEM files"]),
+        ("mysql://h/jobs?ssl_key=/none.pem", ["ssl_key without ssl_cert"]),
     ],
 )
 def test_a_url_that_cannot_work_is_refused_with_the_remedy(url: str, words: list[str]) -> None:
@@ -253,7 +256,7 @@ def test_a_url_that_cannot_work_is_refused_with_the_remedy(url: str, words: list
 
 def test_something_else_than_a_pool_is_refused() -> None:
     with pytest.raises(DefinitionError, match="pool of aiomysql"):
-        MySQLStore(pool="pool")  # type: ignore[arg-type]
+        MySQLStore(pool="pool")  # type: ignore[arg-type]  # mypy is right: that is what is tested
 
 
 def test_without_aiomysql_the_pip_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,6 +419,59 @@ async def test_the_rights_to_read_and_write_rows_are_enough_once_the_schema_is_t
         await use_in_full(other)
 
 
+async def test_a_user_whose_rights_were_taken_condemns_no_job(url: str) -> None:
+    """A refusal for good would quarantine the jobs whose ends are to be written; this one is the server's to mend."""
+    async with (
+        connected(url, autocommit=True) as root,
+        as_user(url, "ALL ON test.*") as limited,
+        opened(MySQLStore.from_url(limited)) as store,
+    ):
+        await store.add([job("a")])
+        [held] = await claim(store)
+        for take, give, words in (
+            ("REVOKE INSERT ON test.* FROM {}", "GRANT INSERT ON test.* TO {}", "grant it"),
+            (
+                "ALTER USER {} IDENTIFIED BY 'Another1!'",
+                "ALTER USER {} IDENTIFIED BY ''",
+                "refuses the login",
+            ),
+        ):
+            await _change_user(root, store, take)
+            with pytest.raises(StoreUnavailable, match=words):
+                await store.settle([moved(held)])
+            await _change_user(root, store, give)
+        assert await store.settle([moved(held)]) == ["done"]
+
+
+async def _change_user(root: Any, store: MySQLStore, statement: str) -> None:
+    for host in ("%", "localhost"):
+        await ask(root, statement.format(f"'limited'@'{host}'"))
+    # Connections that are there already may keep the rights that they had.
+    _line._evict(store._line._pool)  # type: ignore[attr-defined]  # likewise open
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(1317, "Query execution was interrupted"), (1105, "An error occurred in multi-table update")],
+)
+def test_a_statement_that_is_killed_condemns_no_job(code: int, said: str) -> None:
+    error = _line.translated(OperationalError(code, said), "there", 1.0, is_ready=True)
+    assert isinstance(error, StoreUnavailable)
+    assert said in str(error)
+
+
+@pytest.mark.parametrize(
+    "cause", [ssl.SSLCertVerificationError("certificate has expired"), ssl.SSLError("handshake failure")]
+)
+def test_tls_that_fails_under_way_condemns_no_job(cause: Exception) -> None:
+    error = OperationalError(2003, "Can't connect")
+    error.__cause__ = cause
+    at_start, later = (_line.translated(error, "there", 1.0, is_ready) for is_ready in (False, True))
+    assert not isinstance(at_start, StoreUnavailable)
+    assert isinstance(later, StoreUnavailable)
+    assert str(at_start) == str(later)
+
+
 async def test_a_schema_that_was_dropped_under_it_is_missed(url: str) -> None:
     async with opened(MySQLStore.from_url(f"{url}&table_prefix=dropped_")) as store:
         await drop(url, "dropped_")
@@ -449,9 +505,66 @@ async def test_a_pool_of_the_users_does_it_whatever_its_settings(
         assert len(pool._free) == pool.size
 
 
+async def test_a_pool_whose_server_cuts_aggregates_short_does_it(url: str) -> None:
+    async with (
+        pooled(url, init_command="SET SESSION group_concat_max_len = 8") as pool,
+        opened(MySQLStore(pool=pool, namespace=url[-12:])) as store,
+    ):
+        await use_in_full(store)
+
+
+async def test_who_waits_for_a_connection_gets_one_where_another_was_closed(url: str) -> None:
+    async with pooled(url, maxsize=1) as pool, opened(MySQLStore(pool=pool)) as store:
+        call = asyncio.ensure_future(store._read("SELECT SLEEP(30)"))
+        await eventually(lambda: _is_lent(pool))
+        waiting = asyncio.ensure_future(_answer_by(pool))
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        async with asyncio.timeout(9.0):
+            assert await waiting == ((1,),)
+
+
+async def test_a_call_that_is_cancelled_at_its_end_keeps_no_other_waiting(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pooled(url, maxsize=1) as pool, opened(MySQLStore(pool=pool)) as store:
+        call = asyncio.ensure_future(store.get(["a"]))
+        release = pool.release
+
+        def released(connection: Any) -> Any:
+            call.cancel()
+            return release(connection)
+
+        monkeypatch.setattr(pool, "release", released)
+        waiting = asyncio.ensure_future(_answer_by(pool))
+        async with asyncio.timeout(9.0):
+            assert await waiting == ((1,),)
+        await asyncio.gather(call, return_exceptions=True)
+
+
+async def _is_lent(pool: Any) -> bool:
+    return bool(pool._used)
+
+
+async def _answer_by(pool: Any) -> Any:
+    async with pool.acquire() as connection:
+        return await ask(connection, "SELECT 1")
+
+
 async def test_a_pool_of_another_charset_is_refused_with_the_remedy(url: str) -> None:
     async with pooled(url, charset="latin1") as pool:
         refusal = await refusal_of(MySQLStore(pool=pool))
+    assert "charset='utf8mb4'" in str(refusal)
+
+
+async def test_a_pool_that_writes_in_another_charset_is_refused_with_the_remedy(url: str) -> None:
+    async with pooled(
+        url, charset="utf8mb4", init_command="SET SESSION character_set_connection = latin1"
+    ) as pool:
+        refusal = await refusal_of(MySQLStore(pool=pool))
+    assert "latin1" in str(refusal)
     assert "charset='utf8mb4'" in str(refusal)
 
 
@@ -684,6 +797,28 @@ async def test_a_claim_that_its_first_sending_overtakes_gets_what_that_took(stor
     assert {r.tries for r in (await store.get(["a", "b"])).values()} == {1}
 
 
+async def test_a_record_that_is_let_go_between_two_lanes_of_a_claim_is_named_once(
+    store: MySQLStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.add([job("a", queue="first"), job("b", queue="second")])
+    write = store._write
+
+    async def moving(*statements: str, after: Sequence[str] = ()) -> Sequence[Answer]:
+        answers = await write(*statements, after=after)
+        monkeypatch.undo()
+        await store.update(
+            Update(
+                id="a", version=1, body=b"", queue="second", priority=5, wake_at=NOW, hold=None, revoke=True
+            )
+        )
+        return answers
+
+    monkeypatch.setattr(store, "_write", moving)
+    taken = (await store.claim(["first", "second"], "token", 10, 30.0)).records
+    assert sorted(r.id for r in taken) == ["a", "b"]
+    assert {r.id: r for r in taken} == await store.get(["a", "b"])
+
+
 async def test_claims_are_forgotten_long_after_their_leases(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -758,6 +893,64 @@ async def test_crowded_jobs_are_found_by_stretches(
     assert sum(pruned) == 12
     assert max(pruned) < 12
     assert {e.fence for e in await store.runs(limit=1000)} == {2, 3, 4}
+
+
+async def test_a_namespace_is_erased_in_pieces(store: MySQLStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_store, "_ERASED", 2)
+    await store.add([job(id) for id in "abcde"])
+    await store._write(store._sql.log([Entry("a", i, "run", NOW, NOW, b"") for i in range(4)]))
+    sent = 0
+    write = store._write
+
+    async def counted(*statements: str) -> Any:
+        nonlocal sent
+        sent += 1
+        return await write(*statements)
+
+    monkeypatch.setattr(store, "_write", counted)
+    await store.erase()
+    assert sent == 3 + 3 + 1 + 1 + 1
+    assert (await store.page(Filter(), 10), await store.runs()) == ([], [])
+
+
+async def test_two_that_prune_at_once_leave_what_is_to_be_kept(
+    store: MySQLStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store._write(store._sql.log([Entry("a", i, "run", NOW, NOW + i, b"") for i in range(15)]))
+    read, counted = store._read, asyncio.Barrier(2)
+
+    async def read_together(*statements: str) -> Any:
+        answers = await read(*statements)
+        if "HAVING COUNT" in statements[0]:
+            await counted.wait()
+        return answers
+
+    monkeypatch.setattr(store, "_read", read_together)
+    assert sum(await asyncio.gather(*(store.prune(None, 10, 100) for _ in range(2)))) == 5
+    assert [e.fence for e in await store.runs("a")] == list(range(14, 4, -1))
+
+
+async def test_all_of_a_job_s_log_may_be_too_much(store: MySQLStore) -> None:
+    await store._write(store._sql.log([Entry("a", i, "run", NOW, NOW, b"") for i in range(5)]))
+    assert await store.prune(None, 0, 3) == 3
+    assert [e.fence for e in await store.runs("a")] == [4, 3]
+
+
+async def test_jobs_of_many_queues_are_paged_and_claimed_in_time(store: MySQLStore) -> None:
+    """One statement that probes them all takes a server a quarter of a minute to plan."""
+    queues = [f"q{i:03}" for i in range(500)]
+    await store.add([job(queue, NOW + i, queue) for i, queue in enumerate(queues)])
+    async with asyncio.timeout(9.0):
+        assert [r.id for r in await store.page(Filter(), 3)] == queues[:3]
+        claimed = await store.claim(queues[:50], "token", 100, 30.0, 1.0)
+    assert [r.id for r in claimed.records] == queues[:2]
+    assert claimed.next_wake_at == NOW + 2
+
+
+async def test_an_id_that_stands_twice_in_a_batch_is_a_conflict(store: MySQLStore) -> None:
+    other = Record("a", "another", "default", 5, "task", NOW, None, b"", b"")
+    assert await store.add([job("a"), job("a"), other]) == {"a"}
+    assert (await store.get(["a"]))["a"].birth == "birth of a"
 
 
 # ---- locks of others -----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 import aiomysql
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
@@ -250,6 +251,25 @@ async def test_what_is_no_connection_is_refused(store: MySQLStore, given: object
             pass
 
 
+async def test_a_connection_to_another_server_with_such_tables_is_refused(url: str) -> None:
+    store = MySQLStore.from_url(f"{url}&table_prefix=marked_")
+    await store.open()
+    async with connected(url, autocommit=True) as connection:
+        # As if they were those of another server.
+        await ask(connection, "UPDATE marked_meta SET value = value + 1 WHERE name = 'mark'")
+        with pytest.raises(DefinitionError, match="give one to the database that keeps the jobs"):
+            async with store.within(connection):
+                pass
+        await store.close()
+        await store.open()
+        async with store.within(connection) as joined:
+            await joined.add([job("a")])
+        assert (await store.get(["a"])).keys() == {"a"}
+        await store.close()
+        for table in ("jobs", "runs", "claims", "leases", "fences", "spaces", "meta"):
+            await ask(connection, f"DROP TABLE marked_{table}")
+
+
 async def test_a_connection_of_another_charset_is_refused_with_the_remedy(
     store: MySQLStore, url: str
 ) -> None:
@@ -301,6 +321,49 @@ async def test_a_refused_update_is_followed_by_what_is_there_now(
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS[:2])
+async def test_a_job_that_was_removed_since_the_transaction_began_can_be_added_anew(
+    store: MySQLStore, url: str, isolation: str
+) -> None:
+    await store.add([job("a", birth="theirs")])
+    async with connected(url, isolation) as connection, store.within(connection) as joined:
+        seen = (await joined.get(["a"]))["a"]
+        await store.remove(["a"])
+        assert await joined.update(update_of(seen)) is None
+        assert await joined.get(["a"]) == {}
+        assert await joined.add([job("a")]) == set()
+        assert await joined.get(["a"]) == {"a": job("a")}
+        await connection.commit()
+    assert await store.get(["a"]) == {"a": job("a")}
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS[:2])
+async def test_leases_are_those_of_now_whatever_the_transaction_has_seen(
+    store: MySQLStore, url: str, isolation: str
+) -> None:
+    ended = await store.acquire(["passed on"], "me", 30.0)
+    async with connected(url, isolation) as connection, store.within(connection) as joined:
+        await joined.get(["a"])
+        await store.release(list(ended.values()))
+        await store.acquire(["passed on"], "other", 30.0)
+        mine = await store.acquire(["new"], "me", 30.0)
+        assert await joined.extend([*mine.values(), *ended.values()], 10.0) == mine
+        assert await joined.acquire(["passed on", "new"], "me", 30.0) == mine
+        await connection.commit()
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS[:2])
+async def test_a_claim_that_was_made_since_the_transaction_began_is_renewed(
+    store: MySQLStore, url: str, isolation: str
+) -> None:
+    await store.add([job("a")])
+    async with connected(url, isolation) as connection, store.within(connection) as joined:
+        await joined.get(["a"])
+        [a] = await claim(store)
+        assert (await joined.renew([Claim("a", a.fence, "token")], 10.0)).versions == {"a": 1}
+        await connection.commit()
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS[:2])
 async def test_a_settlement_of_what_was_lost_meanwhile_is_refused_and_writes_nothing(
     store: MySQLStore, url: str, notes: str, isolation: str
 ) -> None:
@@ -319,6 +382,45 @@ async def test_a_settlement_of_what_was_lost_meanwhile_is_refused_and_writes_not
     assert {r.id: r.holder for r in await store.page(Filter(), 10)} == {"a": None, "c": None}
 
 
+async def test_a_claim_that_was_renewed_since_the_transaction_began_is_settled_where_the_server_is_strict(
+    store: MySQLStore, url: str, notes: str
+) -> None:
+    if store._dialect == "mysql":
+        pytest.skip("MySQL has no such setting")
+    await store.add([job("a"), job("b")])
+    a, b = await claim(store)
+    async with connected(url) as connection:
+        await ask(connection, "SET SESSION innodb_snapshot_isolation = ON")
+        await ask(connection, f"SELECT * FROM {notes}")
+        await store.renew([Claim(r.id, r.fence, "token") for r in (a, b)], 60.0)
+        async with store.within(connection) as joined:
+            assert await joined.settle([moved(a)]) == ["done"]
+            assert await joined.remove(["b"]) == {"b"}
+        await connection.commit()
+        assert await ask(connection, "SELECT @@innodb_snapshot_isolation") == ((1,),)
+    assert {r.id: r.holder for r in await store.page(Filter(), 10)} == {"a": None}
+
+
+async def test_a_settlement_that_fails_midway_leaves_nothing_of_itself(
+    store: MySQLStore, url: str, notes: str
+) -> None:
+    await store.add([job("a"), job("locked", None)])
+    [a] = await claim(store)
+    locking = f"SELECT * FROM asyncsched_jobs WHERE space = {store._sql._space} AND id = 'locked' FOR UPDATE"
+    async with connected(url) as connection, connected(url) as other:
+        await ask(other, locking)
+        await ask(connection, "SET SESSION innodb_lock_wait_timeout = 1")
+        await ask(connection, f"INSERT INTO {notes} VALUES ('paid')")
+        async with store.within(connection) as joined:
+            spawn = (job("locked"), job("told"))
+            with pytest.raises(StoreUnavailable):
+                await joined.settle([replace(moved(a), delete=True, spawn=spawn)])
+        await connection.commit()
+        await other.rollback()
+        assert await ask(connection, f"SELECT note FROM {notes}") == (("paid",),)
+    assert {r.id: r.holder for r in await store.page(Filter(), 10)} == {"a": "token", "locked": None}
+
+
 # ---- others meanwhile ----------------------------------------------------------------------------------------------------
 
 
@@ -333,7 +435,7 @@ async def test_an_open_transaction_that_has_settled_holds_nobody_up(
             assert await joined.get(["b", "none", "zzz"]) == {"b": b}
             await joined.add([job("mine")])
             assert await joined.settle([moved(a, NOW - 1), moved(b, None)]) == ["done", "done"]
-        async with asyncio.timeout(2.0):
+        async with asyncio.timeout(8.0):
             renewal = await store.renew([Claim(r.id, r.fence, "token") for r in (a, b, c, d)], 60.0)
             assert renewal.versions == {"a": "busy", "b": "busy", "c": 1, "d": 1}
             assert await store.settle([moved(c, NOW)]) == ["done"]

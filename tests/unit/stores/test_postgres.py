@@ -125,6 +125,14 @@ def test_a_url_that_cannot_work_is_refused_with_the_remedy(given: str, words: li
     assert "secret" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("timeout", "timeout="), ("max_size", "pool_size="), ("connection_class", "pool=")]
+)
+def test_options_that_the_store_sets_itself_are_refused_with_the_remedy(name: str, remedy: str) -> None:
+    with pytest.raises(DefinitionError, match=f"options cannot have '{name}': that is said by {remedy}"):
+        PostgresStore("postgresql://localhost/jobs", options={name: 1})
+
+
 def test_a_store_needs_a_place() -> None:
     with pytest.raises(DefinitionError, match="URL or pool="):
         PostgresStore()
@@ -232,6 +240,37 @@ async def test_a_wrong_password_is_refused_for_good(guarded: str) -> None:
     assert "check user and password" in str(error)
 
 
+async def test_a_login_that_is_refused_once_the_store_is_open_may_succeed_again(
+    guarded: str, place: str, user: Any
+) -> None:
+    await user.execute(f"CREATE SCHEMA {place} AUTHORIZATION guarded")
+    store = PostgresStore(guarded.format(":" + PASSWORD.replace("/", "%2F")), schema=place, pool_size=1)
+    async with opened(store):
+        await user.execute("ALTER ROLE guarded PASSWORD 'another'")
+        await user.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'guarded'")
+        with pytest.raises(StoreUnavailable):
+            await store.add([job("a")])
+        with pytest.raises(StoreUnavailable, match="check user and password"):
+            await store.add([job("a")])
+        await user.execute(f"ALTER ROLE guarded PASSWORD '{PASSWORD}'")
+        assert await store.add([job("a")]) == set()
+
+
+async def test_a_right_that_is_taken_while_the_store_is_open_condemns_no_job(
+    guarded: str, place: str, user: Any
+) -> None:
+    await user.execute(f"CREATE SCHEMA {place} AUTHORIZATION guarded")
+    store = PostgresStore(guarded.format(":" + PASSWORD.replace("/", "%2F")), schema=place)
+    async with opened(store):
+        await store.add([job("a")])
+        [held] = await claim(store)
+        await user.execute(f"REVOKE DELETE ON ALL TABLES IN SCHEMA {place} FROM guarded")
+        with pytest.raises(StoreUnavailable, match="grant it that privilege"):
+            await store.settle([ended(held)])
+        await user.execute(f"GRANT DELETE ON ALL TABLES IN SCHEMA {place} TO guarded")
+        assert await store.settle([ended(held)]) == ["done"]
+
+
 async def test_the_right_password_is_never_shown(guarded: str, place: str) -> None:
     password = ":" + PASSWORD.replace("/", "%2F")
     error = await refusal_of(PostgresStore(guarded.format(password), schema=place))
@@ -301,6 +340,13 @@ async def test_a_missing_schema_is_not_created_unasked(url: str, place: str) -> 
         opened(PostgresStore(url, schema=place, create_schema=False)) as store,
     ):
         await store.add([job("a")])
+
+
+async def test_tables_that_lack_a_version_are_not_taken_for_a_schema(url: str, place: str, user: Any) -> None:
+    await user.execute(f"CREATE SCHEMA {place}")
+    await user.execute(f"CREATE TABLE {place}.asyncsched_meta (key text PRIMARY KEY, value bigint NOT NULL)")
+    error = await refusal_of(PostgresStore(url, schema=place))
+    assert 'relation "asyncsched_meta" already exists' in str(error)
 
 
 async def test_a_newer_schema_is_refused_with_both_versions(
@@ -436,10 +482,10 @@ async def test_a_pool_with_a_url_hears_hints_and_can_be_cloned(url: str, place: 
 async def test_waiting_for_a_connection_has_a_deadline(url: str, place: str) -> None:
     async with (
         asyncpg.create_pool(url, min_size=0, max_size=1) as pool,
-        opened(PostgresStore(pool=pool, schema=place, timeout=0.3)) as store,
+        opened(PostgresStore(pool=pool, schema=place, timeout=1.0)) as store,
     ):
         async with pool.acquire():
-            with pytest.raises(StoreUnavailable, match=r"did not answer within 0.3 s"):
+            with pytest.raises(StoreUnavailable, match=r"did not answer within 1 s"):
                 await store.get(["a"])
         assert await store.get(["a"]) == {}
 
@@ -448,10 +494,10 @@ async def test_waiting_for_a_lock_has_a_deadline_and_leaves_nobody_waiting(
     store: PostgresStore, url: str, place: str, user: Any
 ) -> None:
     await store.add([job("a")])
-    async with opened(PostgresStore(url, schema=place, timeout=0.3)) as hasty:
+    async with opened(PostgresStore(url, schema=place, timeout=1.0)) as hasty:
         async with user.transaction():
             await user.execute(f"SELECT FROM {place}.asyncsched_jobs FOR UPDATE")
-            with pytest.raises(StoreUnavailable, match=r"did not answer within 0.3 s"):
+            with pytest.raises(StoreUnavailable, match=r"did not answer within 1 s"):
                 await hasty.remove(["a"])
 
             async def nobody_waits() -> bool:
@@ -484,10 +530,29 @@ async def test_a_store_is_closed_at_once_whatever_is_on_its_way(url: str, place:
         await user.execute(f"SELECT FROM {place}.asyncsched_jobs FOR UPDATE")
         task = asyncio.ensure_future(store.remove(["a"]))
         await asyncio.sleep(0.1)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(7):
             await store.close()
             with pytest.raises(StoreUnavailable):
                 await task
+
+
+async def test_a_close_that_is_cancelled_leaves_no_connection_behind(url: str, place: str, user: Any) -> None:
+    store = PostgresStore(url, schema=place, options={"server_settings": {"application_name": place}})
+    await store.open()
+    heard: list[float | None] = []
+    store.on_hint(heard.append)
+    await eventually(lambda: None in heard)
+    closing = asyncio.ensure_future(store.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+
+    async def is_alone() -> bool:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1"
+        return not await user.fetchval(query, place)
+
+    await eventually(is_alone)
 
 
 async def test_each_call_of_the_hot_path_is_one_round_trip(url: str, place: str) -> None:
@@ -549,6 +614,31 @@ async def test_calls_that_lock_each_other_out_are_repeated_and_both_succeed(
     assert await removal == {"a", "b"}
 
 
+@pytest.mark.parametrize("call", ["extend", "release"])
+async def test_named_leases_are_locked_in_the_order_of_their_keys_however_they_are_given(
+    store: PostgresStore, place: str, user: Any, call: str
+) -> None:
+    """As acquire locks them: whoever waits for the first has none of the others, so nobody waits for him."""
+    in_reverse = [(await store.acquire([key], "me", 30.0))[key] for key in ("c", "b", "a")]
+
+    async def is_waiting() -> bool:
+        # A transaction looks once at what others do, unless it is told to look again.
+        await user.execute("SELECT pg_stat_clear_snapshot()")
+        return bool(await user.fetchval(WAITING, place))
+
+    async with user.transaction():
+        await user.execute(f"SELECT FROM {place}.asyncsched_leases WHERE key = 'a' FOR UPDATE")
+        waiting = asyncio.ensure_future(
+            store.release(in_reverse) if call == "release" else store.extend(in_reverse, 60.0)
+        )
+        await eventually(is_waiting)
+        free = await user.fetch(
+            f"SELECT key FROM {place}.asyncsched_leases ORDER BY key FOR UPDATE SKIP LOCKED"
+        )
+    assert [row[0] for row in free] == ["a", "b", "c"]
+    await waiting
+
+
 async def test_a_batch_with_a_lost_claim_settles_the_others_in_two_round_trips(store: PostgresStore) -> None:
     await store.add([job(f"{i}") for i in range(10)])
     held = await claim(store)
@@ -590,6 +680,19 @@ async def test_a_batch_is_told_once_with_its_earliest_time(
     await store.add([job("last", NOW)])
     await eventually(lambda: str(int(NOW)) in told)
     assert told == [str(int(NOW - 99)), str(int(NOW + 7)), str(int(NOW))]
+
+
+async def test_options_of_a_pool_do_not_keep_the_listener_from_hearing(url: str, place: str) -> None:
+    options = {"max_inactive_connection_lifetime": 60.0, "max_queries": 1000}
+    async with (
+        opened(PostgresStore(url, schema=place, options=options)) as store,
+        opened(PostgresStore(url, schema=place)) as other,
+    ):
+        heard: list[float | None] = []
+        store.on_hint(heard.append)
+        await eventually(lambda: None in heard)
+        await other.add([job("a", NOW - 1)])
+        await eventually(lambda: NOW - 1 in heard)
 
 
 async def test_who_asks_for_no_hints_holds_no_listening_connection(
@@ -654,6 +757,11 @@ async def test_a_floor_is_forgotten_where_nothing_is_heard(url: str, place: str)
         assert [r.id for r in await claim(store, "two", 1)] == ["earlier"]
 
 
+async def test_the_server_s_timeout_for_transactions_is_no_refusal(store: PostgresStore) -> None:
+    with pytest.raises(StoreUnavailable, match="25P04"):
+        await store._ask("DO $$ BEGIN RAISE EXCEPTION SQLSTATE '25P04'; END $$")
+
+
 # ---- claims that are repeated --------------------------------------------------------------------------------------------
 
 
@@ -690,3 +798,23 @@ async def test_a_claim_that_was_renewed_can_be_repeated_long_after(url: str, pla
         assert [r.id for r in await claim(store, "mine")] == ["a"]
     finally:
         await store.close()
+
+
+async def test_a_claim_that_is_repeated_before_the_first_is_committed_gives_what_that_took(
+    store: PostgresStore, user: asyncpg.Connection, url: str, place: str
+) -> None:
+    await store.add([job("a"), job("b")])
+    watcher = await asyncpg.connect(url)
+    try:
+        async with user.transaction(), store.within(user) as joined:
+            first = await claim(joined, limit=1)
+            again = asyncio.create_task(claim(store, limit=1))
+            await eventually(lambda: _is_waiting(watcher, place))
+    finally:
+        await watcher.close()
+    assert await again == first
+    assert (await store.get(["b"]))["b"].holder is None
+
+
+async def _is_waiting(watcher: asyncpg.Connection, place: str) -> bool:
+    return bool(await watcher.fetchval(WAITING, place))

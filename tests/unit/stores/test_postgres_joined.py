@@ -7,11 +7,18 @@ import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
 
 from asyncsched.contract import Claim, Entry, Filter, Record, Settlement
 from asyncsched.errors import DefinitionError, StoreError, StoreUnavailable
@@ -187,6 +194,35 @@ async def test_a_session_of_sqlalchemy_is_taken(store: PostgresStore, engine: As
         assert (await session.execute(text("SELECT count(*) FROM effect"))).scalar() == 1
 
 
+class OwnSession(AsyncSession):
+    """As services and other libraries derive them."""
+
+
+async def test_a_session_of_a_derived_class_and_one_of_a_scope_are_taken(
+    store: PostgresStore, engine: AsyncEngine
+) -> None:
+    async with OwnSession(engine) as session:
+        async with store.within(session) as joined:
+            await joined.add([job("derived")])
+        await session.commit()
+    scoped = async_scoped_session(async_sessionmaker(engine), scopefunc=lambda: None)
+    async with store.within(scoped) as joined:
+        await joined.add([job("scoped")])
+    await scoped.commit()
+    await scoped.remove()
+    assert (await store.get(["derived", "scoped"])).keys() == {"derived", "scoped"}
+
+
+async def test_a_session_or_a_connection_that_blocks_is_refused(
+    store: PostgresStore, engine: AsyncEngine
+) -> None:
+    async with AsyncSession(engine) as session, engine.connect() as connection:
+        for wrong in (session.sync_session, connection.sync_connection):
+            with pytest.raises(DefinitionError, match=r"AsyncSession of SQLAlchemy.*this is sqlalchemy\."):
+                async with store.within(wrong):
+                    pytest.fail("it was let in")
+
+
 async def test_sqlalchemy_begins_with_the_first_statement_as_always_and_its_user_commits(
     store: PostgresStore, engine: AsyncEngine
 ) -> None:
@@ -233,6 +269,27 @@ async def test_a_connection_of_another_database_is_refused(store: PostgresStore)
     ):
         async with store.within(other):
             pytest.fail("it was let in")
+
+
+async def test_a_connection_to_another_database_of_the_server_is_refused_though_it_has_the_same_tables(
+    store: PostgresStore, user: Any, url: str
+) -> None:
+    name = f"other_{secrets.token_hex(6)}"
+    await user.execute(f"CREATE DATABASE {name}")
+    parts = urlsplit(url)._replace(path=f"/{name}")
+    twin = PostgresStore(parts.geturl(), schema=store._names.schema, listen=False)
+    await twin.open()
+    elsewhere = await asyncpg.connect(parts.geturl())
+    try:
+        for _ in range(2):
+            with pytest.raises(DefinitionError, match=f"connection= leads to the database '{name}', and the"):
+                async with store.within(elsewhere) as joined:
+                    await joined.add([job("a")])
+        assert await twin.get(["a"]) == {}
+    finally:
+        await elsewhere.close()
+        await twin.close()
+        await user.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def test_a_store_that_is_not_open_joins_nothing(url: str, user: Any) -> None:
@@ -288,13 +345,13 @@ async def test_a_call_within_a_transaction_has_a_deadline_too(
     store: PostgresStore, user: Any, url: str
 ) -> None:
     await store.add([job("a")])
-    hasty = PostgresStore(url, schema=store._names.schema, timeout=0.3)
+    hasty = PostgresStore(url, schema=store._names.schema, timeout=1.0)
     await hasty.open()
     other = await asyncpg.connect(url)
     try:
         async with other.transaction():
             await other.execute(f"SELECT FROM {store._names.schema}.asyncsched_jobs FOR UPDATE")
-            with pytest.raises(StoreUnavailable, match=r"0\.3 s"):
+            with pytest.raises(StoreUnavailable, match="within 1 s"):
                 async with hasty.within(user) as joined:
                     await joined.remove(["a"])
         assert not user.is_in_transaction()

@@ -19,14 +19,14 @@ import pytest
 from asyncsched.contract import Claim, Entry, Filter, JobStore, Record, Settlement, Update
 from asyncsched.errors import DefinitionError, MissingExtra, SchemaError, StoreError, StoreUnavailable
 from asyncsched.stores import sqlite
-from asyncsched.stores.sqlite import SQLiteStore
+from asyncsched.stores.sqlite import SQLiteStore, _store
 
 pytestmark = pytest.mark.anyio
 
 _T = TypeVar("_T")
 
 NOW = 1_800_000_000.0
-ROOT = Path(sqlite.__file__).parents[2]
+ROOT = Path(sqlite.__file__).parents[3]
 
 
 def job(id: str, wake_at: float | None = NOW, queue: str = "default", hold: str | None = None) -> Record:
@@ -77,11 +77,11 @@ async def claim(
 
 
 async def ask(store: SQLiteStore, statement: str) -> list[Any]:
-    return await store._hop(lambda: store._db.execute(statement).fetchall())
+    return await store._line.hop(lambda: store._line.db.execute(statement).fetchall())
 
 
 async def is_in_transaction(store: SQLiteStore) -> bool:
-    return await store._hop(lambda: store._db.in_transaction)
+    return await store._line.hop(lambda: store._line.db.in_transaction)
 
 
 @contextlib.contextmanager
@@ -111,7 +111,7 @@ def test_it_keeps_to_the_protocol(path: Path) -> None:
     ],
 )
 def test_a_url_names_the_file(url: str, path: str) -> None:
-    assert SQLiteStore.from_url(url)._path == path
+    assert SQLiteStore.from_url(url)._line._path == path
 
 
 @pytest.mark.parametrize(
@@ -235,9 +235,9 @@ async def test_no_call_scans_or_sorts_a_table(store: SQLiteStore, is_analyzed: b
         await store.close()
         await store.open()
     statements: list[str] = []
-    await store._hop(lambda: store._db.set_trace_callback(statements.append))
+    await store._line.hop(lambda: store._line.db.set_trace_callback(statements.append))
     await everything(store)
-    await store._hop(lambda: store._db.set_trace_callback(None))
+    await store._line.hop(lambda: store._line.db.set_trace_callback(None))
     assert len(statements) > 60
     bad = {}
     for statement in dict.fromkeys(statements):
@@ -280,9 +280,9 @@ async def count_steps(
         steps[name] += 10
         return 0
 
-    await store._hop(lambda: store._db.set_progress_handler(step, 10))
+    await store._line.hop(lambda: store._line.db.set_progress_handler(step, 10))
     answer = await call
-    await store._hop(lambda: store._db.set_progress_handler(None, 10))
+    await store._line.hop(lambda: store._line.db.set_progress_handler(None, 10))
     return answer
 
 
@@ -311,7 +311,7 @@ async def steps_of_calls(store: SQLiteStore) -> dict[str, int]:
 async def test_crowded_jobs_are_found_by_stretches(
     store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_SWEEP", 10)
+    monkeypatch.setattr(_store, "_SWEEP", 10)
     log = [
         Entry(f"j{i % 12:02}", fence, "run", NOW, NOW + fence, b"")
         for i in range(12)
@@ -453,6 +453,41 @@ async def test_a_value_that_sqlite_cannot_keep_is_refused_for_good(
     assert not isinstance(refusal.value, StoreUnavailable)
     assert not await is_in_transaction(store)
     assert await store.page(Filter(), 10) == []
+
+
+@contextlib.contextmanager
+def put_aside(path: Path, is_replaced: bool) -> Iterator[None]:
+    aside = path.rename(path.with_suffix(".aside"))
+    if is_replaced:
+        path.write_bytes(b"")
+    yield
+    aside.rename(path)
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+async def test_a_file_that_was_deleted_or_replaced_keeps_nothing_in_secret(
+    path: Path, store: SQLiteStore, is_replaced: bool
+) -> None:
+    await store.add([job("a")])
+    with put_aside(path, is_replaced):
+        with pytest.raises(StoreUnavailable, match=r"jobs.db was deleted or replaced .*: put the file back"):
+            await store.add([job("b")])
+        with pytest.raises(StoreUnavailable):
+            await claim(store)
+    assert [r.id for r in await claim(store)] == ["a"]
+
+
+async def test_a_relative_path_is_that_of_the_folder_in_which_the_store_was_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with opened(SQLiteStore("jobs.db")) as store:
+        monkeypatch.chdir("/")
+        assert await store.add([job("a")]) == set()
+        async with opened(store.clone()) as clone:
+            assert list(await clone.get(["a"])) == ["a"]
+    async with opened(store):
+        assert list(await store.get(["a"])) == ["a"]
 
 
 async def test_a_store_that_is_not_open_says_so(path: Path) -> None:

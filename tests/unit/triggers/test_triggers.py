@@ -230,9 +230,10 @@ def test_every_keeps_to_its_anchor() -> None:
 
 
 def test_every_begins_at_its_start_and_ends_at_its_end() -> None:
-    assert offsets(every(60, start=at(90)).bind(START)) == [120, 180, 240]
+    assert offsets(every(60, start=at(90)).bind(START)) == [90, 150, 210]
+    assert offsets(every(60, start=at(-90)).bind(START)) == [30, 90, 150]
     assert offsets(every(60, start=at(120), end=at(180)).bind(START)) == [120, 180]
-    assert offsets(every(60, anchor=at(90), start=at(90))) == [90, 150, 210]
+    assert offsets(every(60, anchor=at(0), start=at(90))) == [120, 180, 240]
 
 
 def test_every_does_not_drift() -> None:
@@ -287,7 +288,7 @@ def test_an_interval_after_the_finish_has_no_anchor() -> None:
     with pytest.raises(TriggerError, match="anchor"):
         every(60, after="finish", anchor=at(0))
     with pytest.raises(TriggerError, match="finish"):
-        every(60, after="end")  # type: ignore[arg-type]
+        every(60, after="end")  # type: ignore[arg-type]  # mypy is right: that is what is tested
 
 
 # -- manual ------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,11 @@ local function clock(given)
   return (time[1] * 1000000 + time[2]) / 1000000
 end
 
+-- What was written stands, also where its user may not publish any more: a hint may be lost.
+local function publish(channel, text)
+  redis.pcall('PUBLISH', channel, text)
+end
+
 -- A number as a time in a member of a sorted set.
 local function moment(at)
   return pack('>d', at > 0 and at or 0)

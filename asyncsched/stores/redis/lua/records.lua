@@ -174,7 +174,7 @@ local function hint(channel, sender)
     end
   end
   if sooner < NEVER then
-    call('PUBLISH', channel, sender .. ' ' .. string.format('%.17g', sooner))
+    publish(channel, sender .. ' ' .. string.format('%.17g', sooner))
   end
   return pack('>d', sooner)
 end

@@ -14,8 +14,13 @@ r.version = r.version + 1
 if r.holder == '' or revoke then
   r.hold = hold or ''
   r.wake = revoke and clock(given) or wake_at or NEVER
-  r.prior = 0
   forget_holder(r)
 end
 flush()
-return answer_with({ hint(channel, sender) }, { id })
+local told = hint(channel, sender)
+if r.holder ~= '' then
+  -- Whoever holds it is to look at it.
+  publish(channel, sender .. ' -inf')
+  told = pack('>d', -NEVER)
+end
+return answer_with({ told }, { id })
