@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from asyncsched.model import Outcome
+from asyncsched.outlast import cancellations
 
 __all__ = [
     "Bus",
@@ -336,13 +337,13 @@ class Subscription(Generic[E]):
             await asyncio.sleep(0)
 
     async def _deliver(self, event: E) -> None:
+        before = cancellations()
         try:
             answer = self._listener(event)
             if inspect.isawaitable(answer):
                 await answer
         except (Exception, asyncio.CancelledError) as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+            if isinstance(error, asyncio.CancelledError) and cancellations() > before:
                 raise
             # What a listener waited for was cancelled, and that is no reason to hear nothing more.
             self._bus.logger.exception("listener %r failed on %s", self._listener, type(event).__name__)

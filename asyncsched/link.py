@@ -27,13 +27,24 @@ _FAULTS = 4
 class Link:
     """The way to one store: repeats what did not get through, and makes its absence visible."""
 
-    def __init__(self, alias: str, clock: Clock, retry: Retry, bus: Bus, logger: logging.Logger) -> None:
+    def __init__(
+        self,
+        alias: str,
+        clock: Clock,
+        retry: Retry,
+        bus: Bus,
+        logger: logging.Logger,
+        *,
+        is_driven: bool = True,
+    ) -> None:
         self.alias = alias
         self.is_degraded = False
         self._clock = clock
         self._retry = retry
         self._bus = bus
         self._logger = logger
+        #: There is a driver in between, which may lose a cancellation.
+        self._is_driven = is_driven
 
     async def persist(
         self, call: Callable[[], Awaitable[T]], on_repeat: Callable[[], None] | None = None
@@ -43,7 +54,7 @@ class Link:
         failures = faults = 0
         while True:
             try:
-                answer = await heeding(call())
+                answer = await (heeding(call()) if self._is_driven else call())
             except Exception as error:
                 if isinstance(error, AsyncSchedError) and not isinstance(error, StoreUnavailable):
                     raise

@@ -35,6 +35,7 @@ from asyncsched.errors import (
 from asyncsched.ids import check_name
 from asyncsched.keeper import trust_end
 from asyncsched.model import Skip, Snooze
+from asyncsched.outlast import heeding
 from asyncsched.units import Duration, to_seconds
 
 __all__ = ["Leader", "Lock", "exclusive"]
@@ -538,16 +539,12 @@ class Leader:
             standing.result()
 
     async def _stand(self) -> None:
-        standing = asyncio.current_task()
-        assert standing is not None
         while True:
             try:
                 async with self._lock.hold():
                     self._elected.set()
                     try:
                         await self._call(self._on_elected)
-                        if standing.cancelling():
-                            raise asyncio.CancelledError  # The callback was told, and has kept it to itself.
                         await asyncio.get_running_loop().create_future()
                     finally:
                         self._elected.clear()
@@ -565,6 +562,6 @@ class Leader:
         try:
             answer = function()
             if inspect.isawaitable(answer):
-                await answer
+                await heeding(answer)
         except Exception:
             self._lock.logger.exception("a callback of leader %r failed", self.name)

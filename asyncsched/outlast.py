@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["ENOUGH_S", "heeding", "to_its_end"]
+__all__ = ["ENOUGH_S", "cancellations", "heeding", "to_its_end"]
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ async def to_its_end(task: asyncio.Task[None], hurry: Callable[[], None] = lambd
         raise
 
 
-async def _outlast(task: asyncio.Task[None]) -> None:
+async def _outlast(task: asyncio.Future[Any]) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.call_later(ENOUGH_S, task.cancel)
     while not task.done():
@@ -36,16 +36,29 @@ async def _outlast(task: asyncio.Task[None]) -> None:
 
 
 async def heeding(call: Awaitable[T]) -> T:
-    """What *call* gives or raises, unless it was cancelled meanwhile: drivers lose a cancellation now and then (``wait_for`` of
-    Python 3.11 does where it races with an answer), and whoever goes on in a loop would never hear of it again."""
-    task = asyncio.current_task()
-    before = 0 if task is None else task.cancelling()
+    """What *call* gives or raises, in a task of its own, so that cancelling whoever waits ends the wait for certain: drivers lose
+    a cancellation now and then (``wait_for`` of Python 3.11 does where it races with an answer), and whoever goes on in a loop
+    would never hear of it again. How often a task was cancelled does not tell: before Python 3.13 each TaskGroup that fails
+    adds to it. A *call* that somebody else cancels raises RuntimeError."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(call)
+    over = loop.create_future()
+    task.add_done_callback(lambda _: None if over.done() else over.set_result(None))
     try:
-        answer = await call
-    except Exception:
-        if task is not None and task.cancelling() > before:
-            raise asyncio.CancelledError from None
+        await over
+    except asyncio.CancelledError:
+        task.cancel()
+        await _outlast(task)
+        if not task.cancelled():
+            task.exception()  # It is nobody's any more.
         raise
-    if task is not None and task.cancelling() > before:
-        raise asyncio.CancelledError
-    return answer
+    if task.cancelled():
+        raise RuntimeError("a call was cancelled, though not by whoever waited for it")
+    return task.result()
+
+
+def cancellations() -> int:
+    """How often the current task was cancelled so far, as a mark to compare with: of itself the number tells nothing, see
+    ``heeding``."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()

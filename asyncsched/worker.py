@@ -82,7 +82,8 @@ class Worker:
         self._settings = settings
         self._tasks = tasks
         self._clock = host.clock
-        self._link = Link(alias, host.clock, settings.retry, bus, host.logger)
+        lives_here = not store.capabilities.shared and not store.capabilities.durable
+        self._link = Link(alias, host.clock, settings.retry, bus, host.logger, is_driven=not lives_here)
         self._ledger = Ledger(host, settings.keeps_history)
         self.watch = Watch(bus, alias, self.now, settings.health, host.rules)
         self._announcer = Announcer(bus, alias, self.now, self.watch)
@@ -92,7 +93,6 @@ class Worker:
         self.cancel = self._news.cancel
         self._flows = FlowWork(store, alias, self._link, bus, self.now, self.cancel, host.logger)
         self._bus = bus
-        lives_here = not store.capabilities.shared and not store.capabilities.durable
         self._lease_s = math.inf if lives_here else settings.lease_s
         self._keeper: Keeper | None = None
         self._limits = Limits(

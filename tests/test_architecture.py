@@ -83,7 +83,7 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
 LOOKUP_ROOM = "stores"
 
 #: What a store may see of this package, and of others beside its own client: the contract's values are made with msgspec.
-STORE_SEES = frozenset({"contract", "errors", "clock", "address", "guest"})
+STORE_SEES = frozenset({"contract", "errors", "clock", "address", "guest", "outlast"})
 STORE_USES = frozenset({"anyio", "msgspec"})
 
 #: Pure rooms, and what would make them impure.

@@ -640,6 +640,34 @@ async def test_a_leader_that_is_cut_off_is_told_and_stands_again(
         await other.__aenter__()
 
 
+async def test_a_leader_stands_though_tasks_of_its_callback_have_failed(
+    here: FaultyStore, there: FaultyStore, clock: ManualClock
+) -> None:
+    """Before Python 3.13 a TaskGroup that fails leaves its task counted as cancelled."""
+
+    async def failing() -> None:
+        raise ValueError
+
+    async def serve() -> None:
+        told.append("on")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(failing())
+
+    told = list[str]()
+    leader = Leader(Lock(here, "x", 10, clock=clock), serve, lambda: told.append("off"))
+    async with leader, Leader(Lock(there, "x", 10, clock=clock)) as other:
+        await clock.advance(1)
+        assert (leader.is_leader, told) == (True, ["on"])
+        here.faults.away = {"extend", "acquire", "release"}
+        await clock.advance(20)
+        assert (leader.is_leader, other.is_leader, told) == (False, True, ["on", "off"])
+        here.faults.away = set()
+        await other.__aexit__()
+        await clock.advance(20)
+        assert (leader.is_leader, told) == (True, ["on", "off", "on"])
+        await other.__aenter__()
+
+
 async def test_a_leader_whose_callback_keeps_its_cancellation_to_itself_steps_down_and_stands_again(
     here: FaultyStore, clock: ManualClock
 ) -> None:

@@ -1,6 +1,7 @@
 """A cancellation that a driver swallows ends what it was meant for all the same."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -49,6 +50,57 @@ async def test_whoever_was_cancelled_before_may_still_call() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert answers == ["an answer"]
+
+
+async def fails() -> None:
+    raise StoreUnavailable("away")
+
+
+async def test_a_call_whose_tasks_have_failed_was_not_cancelled() -> None:
+    """Before Python 3.13 a TaskGroup that fails leaves its task counted as cancelled."""
+
+    async def call() -> str:
+        with contextlib.suppress(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fails())
+        if refuses:
+            await fails()
+        return "an answer"
+
+    for refuses in (False, True, False):
+        if refuses:
+            with pytest.raises(StoreUnavailable):
+                await heeding(call())
+        else:
+            assert await heeding(call()) == "an answer"
+
+
+async def test_a_call_that_somebody_else_cancels_is_a_fault_of_the_call() -> None:
+    async def call() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(RuntimeError, match="not by whoever waited for it"):
+        await heeding(call())
+
+
+async def test_whoever_waits_is_cancelled_only_once_the_call_has_ended() -> None:
+    async def call() -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            ended.set()
+
+    ended = asyncio.Event()
+    task = asyncio.ensure_future(heeding(call()))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
 
 
 class DeafStore(FaultyStore):

@@ -14,6 +14,7 @@ import aetcd
 from aetcd import rpc
 
 from asyncsched.errors import StoreError, StoreUnavailable
+from asyncsched.outlast import cancellations
 
 __all__ = ["Line", "Login"]
 
@@ -290,12 +291,12 @@ class Line:
 
     async def _ask_once(self, way: Way, method: Callable[[Way], Any], request: Any) -> Any:
         way.calls += 1
+        before = cancellations()
         try:
             return await method(way)(request, metadata=way.metadata)
         except asyncio.CancelledError:
             self.is_untidy = True
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if cancellations() > before:
                 raise
             # Not this call was cancelled: its channel was closed.
             raise StoreUnavailable(

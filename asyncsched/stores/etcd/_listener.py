@@ -10,6 +10,7 @@ from typing import Any
 from aetcd import rpc
 
 from asyncsched.errors import StoreError
+from asyncsched.outlast import cancellations
 from asyncsched.stores.etcd._line import Line, Way, logger
 
 __all__ = ["Listener"]
@@ -47,15 +48,14 @@ class Listener:
         """Listen until cancelled, whatever happens."""
         failures = 0
         while True:
-            before = self.watches
+            before, cancelled = self.watches, cancellations()
             try:
                 await self._listen()
             except (StoreError, rpc.AioRpcError, OSError, TimeoutError, asyncio.InvalidStateError) as error:
                 failures = failures + 1 if before == self.watches else 0
                 logger.debug("hints from %s are not heard at present: %s", self._line.name, error)
             except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
+                if cancellations() > cancelled:
                     raise
                 # The channel was closed, not this.
                 failures += 1

@@ -20,6 +20,7 @@ from aiozk.states import States
 
 from asyncsched.clock import SystemClock
 from asyncsched.errors import StoreError, StoreUnavailable
+from asyncsched.outlast import cancellations
 
 __all__ = ["Failed", "Wire", "logger"]
 
@@ -300,12 +301,11 @@ class Wire:
                 self._connect(), name="asyncsched-zookeeper-connect"
             )
             self._connecting.add_done_callback(self._connected)
-        connecting = self._connecting
+        connecting, before = self._connecting, cancellations()
         try:
             await asyncio.shield(connecting)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not connecting.cancelled() or task is None or task.cancelling():
+            if not connecting.cancelled() or cancellations() > before:
                 raise
             # Not whoever asks was cancelled: the store was closed.
             raise StoreUnavailable(f"the store on {self.name} was closed meanwhile") from None
