@@ -143,6 +143,7 @@ class Engine:
         self.loop = asyncio.get_running_loop()
         starting = asyncio.current_task()
         assert starting is not None
+        cancelled = starting.cancelling()
         self._start, self._is_called_off = (starting, self.loop.create_future()), False
         self._stopper = None
         self._pauses = {(None, None)} if paused else set()
@@ -158,13 +159,19 @@ class Engine:
             await declare()
             for alias in self.stores:
                 await self._appear(alias)
+            if self._is_called_off:
+                raise asyncio.CancelledError  # It was told, and something kept it to itself.
         except BaseException as error:
             was_called_off, self._is_called_off = self._is_called_off, True
             try:
                 await to_its_end(self.loop.create_task(self._close()))
             finally:
                 self._start[1].set_result(None)
-            if was_called_off and isinstance(error, asyncio.CancelledError) and not starting.uncancel():
+            if (
+                was_called_off
+                and starting.uncancel() <= cancelled
+                and isinstance(error, asyncio.CancelledError)
+            ):
                 raise NotRunning("this scheduler was stopped while it started") from None
             raise
         self._start[1].set_result(None)

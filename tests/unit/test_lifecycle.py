@@ -1,6 +1,7 @@
 """Start, stop, drain and restart; what frameworks call; and what is left behind: nothing."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -323,6 +324,34 @@ async def test_stop_while_it_starts_calls_the_start_off(clock: ManualClock) -> N
     async with scheduler:
         await clock.advance(60)
     assert ran == [1]
+
+
+async def test_a_start_whose_store_keeps_the_cancellation_to_itself_is_called_off() -> None:
+    class DeafStore(OpenedLater):
+        async def open(self, now: Callable[[], float] | None = None) -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await super().open(now)
+            await SharedMemory.open(self, now)
+
+    async def fails() -> None:
+        raise ValueError
+
+    async def start() -> None:
+        # This leaves its task counted as cancelled, before Python 3.13.
+        with contextlib.suppress(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fails())
+        await scheduler.start()
+
+    store = DeafStore()
+    scheduler = Scheduler(store)
+    starting = asyncio.get_running_loop().create_task(start())
+    async with asyncio.timeout(60):
+        await store.opening.wait()
+        await scheduler.stop()
+    assert scheduler.state == "stopped"
+    with pytest.raises(NotRunning, match="stopped while it started"):
+        await starting
 
 
 async def test_a_start_that_is_cancelled_leaves_it_stopped_and_is_cancelled(clock: ManualClock) -> None:
