@@ -422,9 +422,8 @@ class Engine:
         self._pause(alias)
         loop = asyncio.get_running_loop()
         self._work[alias] = [loop.create_task(worker.run(), name=f"asyncsched-worker-{alias}")]
-        if options.keeps_history:
-            prune = self._prune_for_ever(store)
-            self._work[alias].append(loop.create_task(prune, name=f"asyncsched-prune-{alias}"))
+        prune = self._prune_for_ever(store)
+        self._work[alias].append(loop.create_task(prune, name=f"asyncsched-prune-{alias}"))
         for attend in self.attendants:
             name = f"asyncsched-{attend.__name__}-{alias}"
             self._work[alias].append(loop.create_task(attend(alias), name=name))
@@ -457,14 +456,21 @@ class Engine:
         self.workers.pop(alias, None)
 
     async def _prune_for_ever(self, store: JobStore) -> None:
-        """Keep the log within its bounds, in batches small enough to hold nobody up."""
+        """Keep the log within its bounds, in batches small enough to hold nobody up. Who writes no history takes no other's away;
+        leases that nobody holds any more are forgotten all the same."""
         retention = self.options.retention
-        every, age = cast(float, retention.every), cast("float | None", retention.age)
+        every, age, per_job = (
+            cast(float, retention.every),
+            cast("float | None", retention.age),
+            retention.per_job,
+        )
+        if not self.options.keeps_history:
+            age = per_job = None
         more = False
         while True:
             await self.clock.sleep(0.0 if more else every * random.uniform(0.9, 1.1))
             try:
-                pruned = await heeding(store.prune(age, retention.per_job, _PRUNE_BATCH))
+                pruned = await heeding(store.prune(age, per_job, _PRUNE_BATCH))
                 more = pruned >= _PRUNE_BATCH
             except Exception as error:
                 more = False

@@ -8,6 +8,7 @@ import pytest
 from asyncsched import DefinitionError, JobSpec, Retention, RunLookupError, Scheduler, Stats, every, once
 from asyncsched.testing import ManualClock
 from tests.support.running import running
+from tests.support.stores import SharedMemory
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -186,6 +187,25 @@ async def test_without_bounds_everything_is_kept(clock: ManualClock) -> None:
         await alternating(scheduler, clock)
         await clock.advance(5 * 60 + 50)
         assert len(await scheduler.history.runs("x")) == 5
+
+
+async def test_who_writes_no_history_takes_no_others_away_and_has_old_leases_forgotten(
+    clock: ManualClock,
+) -> None:
+    class Noting(SharedMemory):
+        async def prune(self, older_than_s: float | None, per_job: int | None, limit: int) -> int:
+            asked.append((older_than_s, per_job))
+            return await super().prune(older_than_s, per_job, limit)
+
+    asked = list[tuple[float | None, int | None]]()
+    store, retention = Noting(), Retention(age=60, per_job=2, every=10)
+    async with Scheduler(store, clock=clock, retention=retention, history=False):
+        await clock.advance(30)
+    assert set(asked) == {(None, None)}
+    asked.clear()
+    async with Scheduler(store, clock=clock, retention=retention):
+        await clock.advance(30)
+    assert set(asked) == {(60.0, 2)}
 
 
 @pytest.mark.parametrize("age", [timedelta(hours=1), None])
