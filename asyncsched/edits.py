@@ -106,7 +106,10 @@ class Editor:
                     "first": _first_of(trigger, now, record.id),
                 }
                 fields["resumed"] = _unwritten(old, decode_cursor(record.cursor))
-        update = self._update(record, replace(old, **fields), now, clear=clear)
+        new = replace(old, **fields)
+        if "max_runs" in changes:
+            _check_max_runs(record, new)
+        update = self._update(record, new, now, clear=clear)
         priority = checked_priority(changes.get("priority", record.priority), record.id)
         queue = check_name(changes.get("queue", record.queue), "a queue's name")
         return replace(update, queue=queue, priority=priority)
@@ -285,6 +288,17 @@ def _bound(trigger: TriggerLike, now: float, id: str) -> AnyTrigger:
             job_id=id,
         )
     return bound_trigger(trigger, None, now, id)
+
+
+def _check_max_runs(record: Record, new: Definition) -> None:
+    """A number that was reached before would still let one more run."""
+    most, runs = new.policies.max_runs, synced(new, decode_cursor(record.cursor)).runs
+    if most is not None and new.trigger.recurs and runs >= most:
+        raise DefinitionError(
+            f"max_runs={most} of job {record.id!r} is reached, since {runs} fire times have run: give more, or end the job by "
+            "remove_job() or pause_job()",
+            job_id=record.id,
+        )
 
 
 def _is_same(old: AnyTrigger, new: AnyTrigger, *, is_declared: bool = False) -> bool:

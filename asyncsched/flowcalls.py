@@ -70,8 +70,8 @@ class WorkflowRun:
 
     async def result(self, timeout: Duration | None = None) -> Mapping[str, Any]:
         """Wait for its end and return what the steps returned that succeeded, by name; raises WorkflowFailed if it did not
-        succeed, and TimeoutError as ``wait`` does. A result of more than 32 KiB is None here: ``StepStatus.result_error`` says so,
-        and ``runs`` has it."""
+        succeed, and TimeoutError as ``wait`` does. A result of more than 32 KiB is None here:
+        ``StepStatus.result_error`` says so, and ``runs`` has it."""
         status = await self.wait(timeout)
         if status.state != "succeeded":
             bad = [

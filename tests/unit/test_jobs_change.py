@@ -862,6 +862,27 @@ async def test_runs_that_were_asked_for_are_made_though_the_job_has_had_its_last
     assert (await scheduler.get_jobs(), len(ran)) == ([], 3)
 
 
+async def test_a_number_of_runs_that_was_reached_before_is_refused(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
+    ran: list[str] = []
+
+    @scheduler.task(name="brief")
+    async def brief() -> None:
+        ran.append("brief")
+
+    await scheduler.add_job("brief", every(10), id="x")
+    await clock.advance(25)
+    for most in (1, 2):
+        with pytest.raises(DefinitionError, match="'x' is reached, since 2 fire times have run: give more"):
+            await scheduler.update_job("x", max_runs=most)
+    await clock.advance(10)
+    assert len(ran) == 3
+    await scheduler.update_job("x", max_runs=4)
+    await clock.advance(60)
+    assert (await scheduler.get_jobs(), len(ran)) == ([], 4)
+
+
 @pytest.mark.parametrize("policy", [{"pause_after_failures": 1}, {"on_exhausted": "pause"}], ids=str)
 async def test_runs_that_were_asked_for_are_made_though_the_first_of_them_has_the_job_rest(
     scheduler: Scheduler, clock: ManualClock, policy: Any
