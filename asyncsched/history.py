@@ -7,7 +7,7 @@ from typing import Any
 
 from asyncsched.codec import decode_cursor, decode_definition, decode_run, decode_span
 from asyncsched.contract import Entry, Filter, JobStore, Record
-from asyncsched.definition import Policies, RunForm, Tally
+from asyncsched.definition import Policies, RunForm, SpanForm, Tally
 from asyncsched.errors import DefinitionError, RunLookupError, SerializationError
 from asyncsched.ids import base_id, slot_of
 from asyncsched.model import Decision, Run, Stats
@@ -115,7 +115,10 @@ class History:
         return found[:limit]
 
     def _run(self, entry: Entry) -> Run:
-        form = decode_run(entry.body)
+        try:
+            form = decode_run(entry.body)
+        except SerializationError as error:
+            return _unreadable(entry, error)
         return Run(
             id=f"{entry.job_id}{form.slot}@{entry.fence}",
             job_id=entry.job_id,
@@ -144,6 +147,24 @@ class History:
             return f"<{error}>"
 
 
+def _unreadable(entry: Entry, error: SerializationError) -> Run:
+    """What is known of a run whose entry a newer version has written, or something has damaged: it hides no other."""
+    fire_time = to_datetime(entry.fire_at)
+    return Run(
+        id=f"{entry.job_id}@{entry.fence}",
+        job_id=entry.job_id,
+        task="",
+        fire_time=fire_time,
+        due_at=fire_time,
+        started_at=None,
+        finished_at=to_datetime(entry.at),
+        outcome="lost" if entry.kind == "lost" else None,
+        fence=entry.fence,
+        instance="",
+        error=f"this entry of the history cannot be read: {error}",
+    )
+
+
 def _check_limit(limit: int) -> None:
     if type(limit) is not int or limit < 0:
         raise DefinitionError(f"limit must be 0 or more, not {limit!r}")
@@ -161,7 +182,11 @@ def _entry_of(run: Run) -> Entry:
 
 
 def _decision(entry: Entry) -> Decision:
-    span = decode_span(entry.body)
+    try:
+        span = decode_span(entry.body)
+    except SerializationError as error:
+        detail = f"this entry of the history cannot be read: {error}"
+        span = SpanForm(entry.fire_at, 1, True, detail)
     return Decision(
         job_id=entry.job_id,
         reason=entry.kind,
@@ -182,6 +207,13 @@ def _tally_of(cursor: bytes) -> Tally:
 
 
 def _tally_of_entry(entry: Entry) -> Tally:
+    try:
+        return _read_tally(entry)
+    except SerializationError:
+        return Tally()
+
+
+def _read_tally(entry: Entry) -> Tally:
     if entry.kind == "backfilled":
         # Its run is in the log of the backfill.
         return Tally()

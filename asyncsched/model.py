@@ -214,7 +214,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime | None
     #: None while it runs.
     finished_at: datetime | None = None
-    #: None while it runs.
+    #: None while it runs, and where the history has an entry that cannot be read: ``error`` says so.
     outcome: Outcome | None = None
     #: 1, 2, ... within one fire time.
     attempt: int = 1

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from asyncsched.errors import DefinitionError, JobNotRunning, RunLookupError, RunTimeout, TaskFailed
+from asyncsched.errors import (
+    DefinitionError,
+    JobNotRunning,
+    RunLookupError,
+    RunTimeout,
+    SerializationError,
+    TaskFailed,
+)
 from asyncsched.jobs import Standing
 from asyncsched.model import Job, Run
 from asyncsched.units import Duration
@@ -97,7 +104,7 @@ class Receipt:
         with suppress(LookupError):
             # Before the history: what has ended since is there.
             standing = await self._calls.standing(self.job_id, self.fire_time, store=self.store)
-        found = await self._calls.runs_at(self.job_id, self.fire_time, is_asked=True)
+        found = await self._runs()
         if found and (found[0].outcome == "succeeded" or standing is None or not standing.is_tried_again):
             return standing, str(found[0].outcome)
         if standing is None:
@@ -106,7 +113,7 @@ class Receipt:
 
     async def _ended(self, timeout: Duration | None) -> Run:
         await self._calls.wait_job(self.job_id, timeout, store=self.store, fire_time=self.fire_time)
-        found = await self._calls.runs_at(self.job_id, self.fire_time, is_asked=True)
+        found = await self._runs()
         if not found:
             raise RunLookupError(
                 f"there is no run of job {self.job_id!r} for {self.fire_time.isoformat()}: the job was removed before, or the "
@@ -114,6 +121,13 @@ class Receipt:
                 job_id=self.job_id,
             )
         return found[0]
+
+    async def _runs(self) -> list[Run]:
+        """The attempts that have ended, the last one first; raises SerializationError where the history cannot tell how."""
+        found = await self._calls.runs_at(self.job_id, self.fire_time, is_asked=True)
+        if found and found[0].outcome is None:
+            raise SerializationError(f"how run {found[0].id!r} has ended is not known: {found[0].error}")
+        return found
 
 
 def _error_of(run: Run) -> Exception:

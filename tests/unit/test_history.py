@@ -4,8 +4,20 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from asyncsched import DefinitionError, JobSpec, Retention, RunLookupError, Scheduler, Stats, every, once
+from asyncsched import (
+    DefinitionError,
+    JobSpec,
+    Retention,
+    RunLookupError,
+    Scheduler,
+    SerializationError,
+    Stats,
+    every,
+    once,
+)
+from asyncsched.contract import Entry
 from asyncsched.testing import ManualClock
 from tests.support.running import running
 from tests.support.stores import SharedMemory
@@ -261,6 +273,53 @@ async def test_history_looks_into_every_store(scheduler: Scheduler, clock: Manua
     assert (await scheduler.history.stats()).total == 2
     [run] = await scheduler.history.runs("b")
     assert await scheduler.history.run(run.id) == run
+
+
+async def test_an_entry_that_cannot_be_read_hides_no_other(clock: ManualClock) -> None:
+    class Damaged(SharedMemory):
+        async def runs(self, *args: Any, **kwargs: Any) -> list[Entry]:
+            found = await super().runs(*args, **kwargs)
+            return [
+                replace(e, body=b"\x92\x63\x80") if e.fire_at == at(120).timestamp() else e for e in found
+            ]
+
+    scheduler = Scheduler(Damaged(), clock=clock)
+    async with running(scheduler, clock=clock):
+        await alternating(scheduler, clock, overlap="skip")
+        await clock.advance(200)
+        last, newer, first = await scheduler.history.runs("x")
+        assert (last.outcome, first.outcome, newer.outcome) == ("failed", "succeeded", None)
+        assert (newer.fire_time, newer.fence) == (at(120), 2)
+        assert "cannot be read: stored in format 99" in (newer.error or "")
+        assert await scheduler.history.run(newer.id) == newer
+        await scheduler.remove_job("x")
+        # Of a job that is gone the log alone tells.
+        assert (await scheduler.history.stats("x")).total == 2
+
+
+async def test_a_decision_that_cannot_be_read_is_shown_as_one(clock: ManualClock) -> None:
+    class Damaged(SharedMemory):
+        async def runs(self, *args: Any, **kwargs: Any) -> list[Entry]:
+            return [replace(e, body=b"\xc1") for e in await super().runs(*args, **kwargs)]
+
+    scheduler = Scheduler(Damaged(), clock=clock)
+    async with running(scheduler, clock=clock):
+
+        @scheduler.task(name="long")
+        async def long() -> None:
+            await clock.sleep(15)
+
+        await scheduler.add_job(long, every(10), id="x", overlap="skip")
+        await clock.advance(40)
+        [decision, *_] = await scheduler.history.decisions("x")
+        assert decision.first == decision.last
+        assert "cannot be read" in (decision.detail or "")
+        assert (await scheduler.history.stats("x")).skipped > 0
+        receipt = await scheduler.enqueue(long)
+        await clock.advance(20)
+        for asked in (receipt.status, receipt.result):
+            with pytest.raises(SerializationError, match=r"how run .* has ended is not known"):
+                await asked()
 
 
 @pytest.mark.parametrize("options", [{"per_job": -1}, {"age": -1}, {"every": 0}, {"age": "7d"}])
