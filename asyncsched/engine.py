@@ -449,6 +449,8 @@ class Engine:
 
     async def _dismiss(self, alias: str) -> None:
         tasks = self._work.pop(alias, [])
+        if alias in self.workers:
+            self.workers[alias].end()
         for task in tasks:
             task.cancel()
         # What has failed was told when it did.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -11,7 +12,7 @@ from asyncsched.clock import Clock
 from asyncsched.errors import AsyncSchedError, StoreError, StoreUnavailable
 from asyncsched.events import Bus, StoreDegraded, StoreRecovered
 from asyncsched.model import Retry
-from asyncsched.outlast import heeding
+from asyncsched.outlast import cancellations, gone_astray
 from asyncsched.units import to_datetime
 
 __all__ = ["Link"]
@@ -39,12 +40,12 @@ class Link:
     ) -> None:
         self.alias = alias
         self.is_degraded = False
+        #: Whoever uses it is being cancelled, and a driver may lose that.
+        self.is_ending = False
         self._clock = clock
         self._retry = retry
         self._bus = bus
         self._logger = logger
-        #: There is a driver in between, which may lose a cancellation.
-        self._is_driven = is_driven
 
     async def persist(
         self, call: Callable[[], Awaitable[T]], on_repeat: Callable[[], None] | None = None
@@ -54,7 +55,7 @@ class Link:
         failures = faults = 0
         while True:
             try:
-                answer = await (heeding(call()) if self._is_driven else call())
+                answer = await self._heeding(call)
             except Exception as error:
                 if isinstance(error, AsyncSchedError) and not isinstance(error, StoreUnavailable):
                     raise
@@ -70,6 +71,23 @@ class Link:
             if self.is_degraded:
                 self.recovered()
             return answer
+
+    async def _heeding(self, call: Callable[[], Awaitable[T]]) -> T:
+        """``outlast.heeding`` without a task for each call: at the end, a cancellation that was counted in one was meant so."""
+        before = cancellations()
+        try:
+            answer = await call()
+        except asyncio.CancelledError:
+            if self.is_ending or cancellations() > before:
+                raise
+            raise gone_astray() from None
+        except Exception:
+            if self.is_ending and cancellations() > before:
+                raise asyncio.CancelledError from None
+            raise
+        if self.is_ending and cancellations() > before:
+            raise asyncio.CancelledError
+        return answer
 
     async def guard(self, work: Awaitable[None]) -> None:
         """What goes wrong in it is told, and ends nothing else."""

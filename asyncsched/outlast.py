@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-__all__ = ["ENOUGH_S", "cancellations", "heeding", "to_its_end"]
+__all__ = ["ENOUGH_S", "cancellations", "gone_astray", "heeding", "to_its_end"]
 
 T = TypeVar("T")
 
@@ -53,8 +53,13 @@ async def heeding(call: Awaitable[T]) -> T:
             task.exception()  # It is nobody's any more.
         raise
     if task.cancelled():
-        raise RuntimeError("a call was cancelled, though not by whoever waited for it")
+        raise gone_astray()
     return task.result()
+
+
+def gone_astray() -> RuntimeError:
+    """What a call comes to that ends as cancelled, when nobody has cancelled whoever waits for it."""
+    return RuntimeError("a call was cancelled, though not by whoever waited for it")
 
 
 def cancellations() -> int:

@@ -82,8 +82,7 @@ class Worker:
         self._settings = settings
         self._tasks = tasks
         self._clock = host.clock
-        lives_here = not store.capabilities.shared and not store.capabilities.durable
-        self._link = Link(alias, host.clock, settings.retry, bus, host.logger, is_driven=not lives_here)
+        self._link = Link(alias, host.clock, settings.retry, bus, host.logger)
         self._ledger = Ledger(host, settings.keeps_history)
         self.watch = Watch(bus, alias, self.now, settings.health, host.rules)
         self._announcer = Announcer(bus, alias, self.now, self.watch)
@@ -93,6 +92,7 @@ class Worker:
         self.cancel = self._news.cancel
         self._flows = FlowWork(store, alias, self._link, bus, self.now, self.cancel, host.logger)
         self._bus = bus
+        lives_here = not store.capabilities.shared and not store.capabilities.durable
         self._lease_s = math.inf if lives_here else settings.lease_s
         self._keeper: Keeper | None = None
         self._limits = Limits(
@@ -146,6 +146,10 @@ class Worker:
                 await self._claim_for_ever()
         finally:
             end_hints()
+
+    def end(self) -> None:
+        """Its tasks are cancelled now, and that holds even where a driver loses it."""
+        self._link.is_ending = True
 
     async def drain(self, timeout_s: float) -> list[str]:
         """Claim nothing more; let runs end for *timeout_s*, then cancel them, then give them up.

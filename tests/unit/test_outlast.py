@@ -135,3 +135,50 @@ async def test_a_scheduler_stops_though_each_call_on_its_way_swallows_its_cancel
         # Else a scheduler that does not stop would hold up the event loop too.
         store.is_hanging = False
     assert done
+
+
+async def test_a_call_that_its_driver_cancels_is_made_again(caplog: pytest.LogCaptureFixture) -> None:
+    class Astray(FaultyStore):
+        left = 2
+
+        async def _through(self, method: str, call: Callable[[], Awaitable[object]]) -> object:  # type: ignore[override]  # as FaultyStore has it, without its type variable
+            if method in ("claim", "settle") and self.left:
+                self.left -= 1
+                raise asyncio.CancelledError
+            return await super()._through(method, call)
+
+    ran = list[int]()
+    async with Scheduler(Astray(SharedMemory())) as scheduler:
+
+        @scheduler.task(name="work")
+        async def work() -> None:
+            ran.append(1)
+
+        receipt = await scheduler.enqueue(work)
+        await receipt.result(timeout=60)
+    assert ran == [1]
+    assert "not by whoever waited for it" in caplog.text
+
+
+async def test_a_claim_whose_tasks_have_failed_is_made_again() -> None:
+    class Grouped(FaultyStore):
+        left = 3
+
+        async def _through(self, method: str, call: Callable[[], Awaitable[object]]) -> object:  # type: ignore[override]  # as FaultyStore has it, without its type variable
+            if method == "claim" and self.left:
+                self.left -= 1
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(fails())
+                except ExceptionGroup as errors:
+                    raise errors.exceptions[0] from None
+            return await super()._through(method, call)
+
+    async with Scheduler(Grouped(SharedMemory())) as scheduler:
+
+        @scheduler.task(name="work")
+        async def work() -> str:
+            return "done"
+
+        receipt = await scheduler.enqueue(work)
+        assert await receipt.result(timeout=60) == "done"
