@@ -18,8 +18,8 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 
 from asyncsched.codec import decode_cursor, decode_definition, decode_run, decode_span, encode
-from asyncsched.contract import Entry, Filter, Record
-from asyncsched.definition import Cursor, Definition, Policies
+from asyncsched.contract import Entry, Filter, Record, Settlement
+from asyncsched.definition import Cursor, Definition, Policies, SpanForm
 from asyncsched.engine import Engine
 from asyncsched.errors import (
     ConflictError,
@@ -50,6 +50,8 @@ _MOST_AT_ONCE = 100
 _BREATH = 500
 _PAGE = 500
 _TICK_S = 1e-6
+#: No job has this id.
+_NOBODY = "#backfilled"
 #: How often a wait looks: soon at first, then less and less often.
 _LOOKS_S = (0.05, 2.0)
 
@@ -147,10 +149,10 @@ class Backfills:
             end = _before_schedule(definition, record, begin, end)
         fires = await _fires_of(definition.trigger, record.id, begin, end, order.limit)
         if not order.again:
-            if order.id is None:
-                await self._refuse_waiting(shelf, record.id, id, fires)
+            filled = await self._earlier(shelf, record.id, id, fires, refuses=order.id is None)
             # Only then: what was waiting a moment before is in the log once it has run.
             ran, known_since = await self._ran(shelf, record, begin)
+            ran.spans.extend(filled)
         known = {fire for fire in fires if ran.has(fire)}
         runs = [fire for fire in fires if fire not in known]
         parts = _parts(runs, min(at_once, len(runs)))
@@ -185,13 +187,19 @@ class Backfills:
             _book=self,
         )
 
-    async def _refuse_waiting(self, shelf: Shelf, job_id: str, id: str, fires: Sequence[float]) -> None:
-        """Raise ConflictError where an earlier backfill has some of these fire times still to run."""
+    async def _earlier(
+        self, shelf: Shelf, job_id: str, id: str, fires: Sequence[float], *, refuses: bool
+    ) -> list[tuple[float, float]]:
+        """What earlier backfills have run that is not in the log yet; *refuses*: raise ConflictError where one has some of these
+        fire times still to run."""
+        filled: list[tuple[float, float]] = []
         where, last = Filter(id_prefix=_prefix_of(job_id)), None
         while page := await shelf.repeat(partial(shelf.store.page, where, _PAGE, last)):
             for record in page:
+                span = _filled_by(record, job_id)
+                filled += [] if span is None else [(span[0], span[1])]
                 found = _waiting(record, fires)
-                if found is not None and found.of == job_id:
+                if refuses and found is not None and found.of == job_id:
                     if record.id == id or record.id.startswith(f"{id}/"):
                         raise shelf.conflict(record.id)
                     begin, end = (to_datetime(at).isoformat() for at in (found.begin, found.end))
@@ -202,6 +210,7 @@ class Backfills:
                         store=shelf.alias,
                     )
             last = page[-1]
+        return filled
 
     async def _add(self, shelf: Shelf, composed: Sequence[tuple[Record, Definition]]) -> None:
         taken = await shelf.taken([record.id for record, _ in composed])
@@ -274,6 +283,13 @@ class Backfills:
             return 0
         shelf = self._engine.shelf(backfill.store)
         await shelf.remove([record.id for record in records])
+        told = [
+            _told(record, span, shelf.now())
+            for record in records
+            if (span := _filled_by(record, backfill.job_id))
+        ]
+        if told and self._engine.options.keeps_history:
+            await shelf.repeat(partial(shelf.store.settle, told))
         for record in records:
             self._engine.emit_job(JobRemoved, self._engine.composer.job(record, backfill.store))
         return sum(map(_remaining, records))
@@ -448,7 +464,8 @@ def _composed(
         definition.policies,
         overlap="queue_all",
         max_instances=None,
-        max_runs=None,
+        # All of them, whatever the scheduler's defaults say.
+        max_runs=trigger.count,
         jitter=None,
         on_exhausted=on_exhausted,
     )
@@ -487,6 +504,27 @@ def _waiting(record: Record, fires: Sequence[float]) -> Within | None:
         return None
     shared = fires[bisect_left(fires, fire) : bisect_left(fires, trigger.end)]
     return trigger if any(trigger.next(at - _TICK_S) == at for at in shared) else None
+
+
+def _filled_by(record: Record, job_id: str) -> tuple[float, float, int] | None:
+    """The first, the last and the number of the fire times of *job_id* that it has run, and that no log tells of yet."""
+    try:
+        definition = decode_definition(record.body)
+        filled = synced(definition, decode_cursor(record.cursor)).filled
+    except SerializationError:
+        return None
+    trigger = definition.trigger
+    return filled if isinstance(trigger, Within) and trigger.of == job_id else None
+
+
+def _told(record: Record, filled: tuple[float, float, int], now: float) -> Settlement:
+    """What it has run, for the log of its job: of a job that is not stored a settlement writes its entries alone."""
+    definition = decode_definition(record.body)
+    assert isinstance(definition.trigger, Within)
+    first, last, count = filled
+    form = encode(SpanForm(last, count, False, f"by {record.id}"))
+    entry = Entry(definition.trigger.of, record.fence, "backfilled", first, round(now, 6), form)
+    return Settlement(_NOBODY, record.fence, _NOBODY, 0, entries=(entry,))
 
 
 def _remaining(record: Record) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import inspect
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -223,8 +224,18 @@ class Execution(msgspec.Struct, eq=False):
         if task.executor == "async":
             return await task.function(*args, **kwargs)
         if task.executor == "thread":
-            return await self._in_thread(functools.partial(task.function, *args, **kwargs))
+            result = await self._in_thread(functools.partial(task.function, *args, **kwargs))
+            return await self._awaited(result) if inspect.isawaitable(result) else result
         return await self.host.processes.run(call_reference, reference_of(task.function), args, dict(kwargs))
+
+    async def _awaited(self, result: Awaitable[Any]) -> Any:
+        """What a plain function gave that only calls a coroutine function, as the wrappers of many decorators do."""
+        if self.reason is not None:
+            # It was asked to end while it was in the thread.
+            if inspect.iscoroutine(result):
+                result.close()
+            raise asyncio.CancelledError
+        return await result
 
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
         """A thread cannot be cancelled: it is asked to (``current_run().cancelled``) and waited for until abandoned."""

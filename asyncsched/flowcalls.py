@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Literal, ParamSpec, Protocol, cast, overload
+from typing import Any, Literal, ParamSpec, Protocol, cast, get_args, overload
 
 from msgspec.structs import replace
 
@@ -138,6 +138,10 @@ class FlowCalls:
         self._engine.check_running()
         if on_conflict not in ("error", "keep"):
             raise DefinitionError(f'on_conflict must be "error" or "keep", not {on_conflict!r}')
+        if not isinstance(workflow, Workflow):
+            raise DefinitionError(
+                f"start_workflow() takes a Workflow, not {workflow!r}: for a task there are enqueue() and add_job()"
+            )
         form = self._intake.workflow(workflow, store)
         id = new_id() if id is None else check_id(id, "a workflow execution's id")
         keep_s = None if retention is None else to_seconds(retention, "retention")
@@ -175,6 +179,13 @@ class FlowCalls:
         """The form with the births of the jobs that are waited for, so that no other of the same id is taken for one of them.
         Raises JobLookupError or DefinitionError for one that will never end, as far as that is known."""
         ids = [step.job_id for step in form.steps if step.is_foreign]
+        if ids and not self._engine.options.keeps_history:
+            raise DefinitionError(
+                f"workflow {form.name!r} waits for job {ids[0]!r}, and how that ended only the history may tell: make it a "
+                "step, or leave out history=False",
+                job_id=ids[0],
+                store=shelf.alias,
+            )
         there = await shelf.find_all(ids)
         for id in ids:
             record = there.get(id)
@@ -264,13 +275,15 @@ class FlowCalls:
         """The executions that match, newest first."""
         if type(limit) is not int or limit < 0:
             raise DefinitionError(f"limit must be 0 or more, not {limit!r}")
+        if state is not None and state not in get_args(WorkflowState):
+            raise DefinitionError(f"state must be one of {', '.join(get_args(WorkflowState))}, not {state!r}")
         found: list[tuple[Shelf, Record, FlowForm]] = []
         for shelf in self._engine.some_shelves(store):
             after: Record | None = None
             where = Filter(task=FLOW_TASK, id_prefix=FLOWS)
             while page := await shelf.repeat(partial(shelf.store.page, where, _PAGE, after)):
                 after = page[-1]
-                some = [(shelf, record, flow_form(record)) for record in page]
+                some = [(shelf, record, form) for record, form in self._readable(page)]
                 found += [
                     (shelf, record, form)
                     for shelf, record, form in some
@@ -357,6 +370,14 @@ class FlowCalls:
 
     # -- below ---------------------------------------------------------------------------------------------------------
 
+    def _readable(self, page: Sequence[Record]) -> Iterator[tuple[Record, FlowForm]]:
+        """Those that can be read here: another, which a newer version wrote for example, hides none of them."""
+        for record in page:
+            try:
+                yield record, flow_form(record)
+            except SerializationError as error:
+                self._engine.logger.warning("workflow record %r is left out: %s", record.id, error)
+
     async def _trim(self, store: str) -> int:
         """Forget the executions that have ended beyond the newest ``Retention(workflows=)``; return how many went."""
         keep, shelf = self._engine.options.retention.workflows, self._engine.shelf(store)
@@ -367,7 +388,7 @@ class FlowCalls:
         where = Filter(task=FLOW_TASK, id_prefix=FLOWS, hold=KEPT)
         while page := await shelf.repeat(partial(shelf.store.page, where, _PAGE, after)):
             after = page[-1]
-            ended += [(flow_form(record).finished_at or 0.0, record.id) for record in page]
+            ended += [(form.finished_at or 0.0, record.id) for record, form in self._readable(page)]
         ended.sort(reverse=True)
         old = [id for _, id in ended[keep:]]
         for start in range(0, len(old), _PAGE):

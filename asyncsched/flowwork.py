@@ -15,7 +15,7 @@ from asyncsched.contract import JobStore, Record, Settlement, Update
 from asyncsched.currentrun import current_run
 from asyncsched.definition import Definition, FlowLink
 from asyncsched.endings import end_in_log
-from asyncsched.errors import StoreError, StoreUnavailable
+from asyncsched.errors import NewerFormatError, SerializationError, StoreError, StoreUnavailable
 from asyncsched.events import Bus, WorkflowCompleted
 from asyncsched.flowform import EndForm, FlowForm, StepForm, opened_by, told
 from asyncsched.flows import (
@@ -222,6 +222,8 @@ class FlowWork:
                 since = step.since - _SKEW_S
                 return await self._logged_end(step.job_id, since) or _unknown_end(step.job_id, self._now())
             definition, cursor, now = decode_definition(job.body), decode_cursor(job.cursor), self._now()
+            if definition.trigger.recurs:
+                return _endless(job, now)
             if mine in definition.flows:
                 return None
             over = synced(definition, cursor).over
@@ -248,7 +250,20 @@ class FlowWork:
     async def _logged_end(self, job_id: str, since: float) -> EndForm | None:
         """How a job ended that is gone, by its log: what is older than *since* was a job of the same id before it."""
         entries = await self._link.persist(lambda: self._store.runs(job_id, ("run",), 1))
-        return end_in_log(entries[0]) if entries and entries[0].at >= since else None
+        if not entries or entries[0].at < since:
+            return None
+        try:
+            return end_in_log(entries[0])
+        except NewerFormatError:
+            # Of a newer instance, which can tell.
+            raise
+        except SerializationError as error:
+            return EndForm(
+                "failed",
+                f"how job {job_id!r} ended cannot be read: {error}",
+                entries[0].fence,
+                finished=self._now(),
+            )
 
     async def _unheard(self, flow: Record, link: FlowLink, form: FlowForm) -> list[Record]:
         """Records that tell the ends of those steps which ended without a settlement: removed, quarantined, called off. As
@@ -296,6 +311,8 @@ class FlowWork:
             return EndForm("failed", f"another job has the id {step.job_id!r}", finished=now)
         if job.hold == "quarantined":
             return EndForm("failed", f"job {step.job_id!r} is quarantined", fence=job.fence, finished=now)
+        if _recurs(job):
+            return _endless(job, now)
         if form.cancelled_at is None or step.is_foreign:
             return None
         if job.holder is not None and job.wake_at is not None and job.wake_at > now:
@@ -415,6 +432,19 @@ def _some_of(
 
 def _called_off(fence: int, now: float) -> EndForm:
     return EndForm("cancelled", "the workflow was cancelled", fence=fence, finished=now)
+
+
+def _recurs(job: Record) -> bool:
+    try:
+        return decode_definition(job.body).trigger.recurs
+    except SerializationError:
+        # Somebody else can tell, or it is about to be quarantined.
+        return False
+
+
+def _endless(job: Record, now: float) -> EndForm:
+    """It was given another trigger since."""
+    return EndForm("failed", f"job {job.id!r} recurs now, so it has no end", fence=job.settled, finished=now)
 
 
 def _unknown_end(job_id: str, now: float) -> EndForm:

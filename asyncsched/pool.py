@@ -190,10 +190,11 @@ class Pool:
     def try_go(self, function: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """As ``go``, if a worker is free now and nobody waits for it; else False, and nothing is begun. Raises PoolClosed."""
         self._check_open()
+        call = _Call(functools.partial(function, *args, **kwargs))
         if not self._free:
             return False
         self._free -= 1
-        self._begin(_Call(functools.partial(function, *args, **kwargs)))
+        self._begin(call)
         return True
 
     @overload
@@ -253,6 +254,8 @@ class Pool:
 
         try:
             async for item in _each(items):
+                # What cannot be called takes no worker.
+                call = functools.partial(function, item)
                 await self._take_worker()
                 if errors:
                     self._release()
@@ -260,7 +263,7 @@ class Pool:
                 future = Future[Any](self, loop)
                 future.add_done_callback(note)
                 futures.append(future)
-                self._begin(_Call(functools.partial(function, item), future))
+                self._begin(_Call(call, future))
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
                 _cancel(futures)

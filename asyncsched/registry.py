@@ -212,9 +212,23 @@ def is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
+def refuse_generator(function: Callable[..., Any]) -> None:
+    """Raise DefinitionError for what runs nothing when it is called."""
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    calls = (inner, type(inner).__call__)
+    if any(inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call) for call in calls):
+        raise DefinitionError(
+            f"{task_name(function)} is a generator function, and to call it runs nothing of it: leave out 'yield', or register "
+            "a function that goes through it"
+        )
+
+
 def _executor_of(function: Callable[..., Any], executor: Executor | None) -> Executor:
     if executor not in (None, "async", "thread", "process"):
         raise DefinitionError(f'executor must be "async", "thread" or "process", not {executor!r}')
+    refuse_generator(function)
     if is_async(function):
         if executor in ("thread", "process"):
             raise DefinitionError(

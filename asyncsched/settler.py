@@ -107,6 +107,8 @@ class Settler:
                 finally:
                     self._settling = 0
                 self._owner.written()
+                # A store in this process does not wait, and those who listen have room for so many events at a time.
+                await asyncio.sleep(0)
 
     async def settle(self, items: Sequence[Item]) -> None:
         """Write these, at once."""

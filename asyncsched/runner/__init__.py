@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -36,7 +37,7 @@ from asyncsched.events import (
 )
 from asyncsched.ids import check_name
 from asyncsched.model import GiveUp, Retry
-from asyncsched.registry import is_async
+from asyncsched.registry import is_async, refuse_generator
 from asyncsched.runner._job import AnyJob, Handler, RunnerJob, check_count, job_of, payload_of
 from asyncsched.runner._room import Room
 from asyncsched.scheduler import Scheduler
@@ -189,6 +190,7 @@ class Runner:
         if not callable(handler):
             raise DefinitionError(f"the handler of job type {type!r} is a function, not {handler!r}")
         task = self._task_name(check_name(type, "a job's type"))
+        refuse_generator(handler)
         self.scheduler.register(self._wrapped(type, handler), task)
         self._types[task] = type
         if isinstance(handler, Hashable):
@@ -221,10 +223,11 @@ class Runner:
                 at_work = _AtWork(job)
                 self._loop().call_soon_threadsafe(self._begun, at_work)
                 try:
-                    return handler(job)
+                    result = handler(job)
                 except Exception as error:
                     at_work.error = error
                     raise
+                return _noted(at_work, result) if inspect.isawaitable(result) else result
 
             run = run_plain
         run.__annotations__ = {"payload": payload_of(handler)}
@@ -496,7 +499,15 @@ class Runner:
                 self._tell(self._on_success, replace(at_work.job, error=None))
             return
         if event.outcome not in ("failed", "timed_out"):
-            if at_work is not None:
+            if event.outcome == "cancelled" and await self._is_over(event):
+                if self._on_error is not None:
+                    job = (
+                        RunnerJob(self._types[event.task], None, id=event.job_id)
+                        if at_work is None
+                        else at_work.job
+                    )
+                    self._tell(self._on_error, replace(job, error=event.error), self._failure(event))
+            elif at_work is not None:
                 # It may come again, and wait until then.
                 self._room.returned()
             return
@@ -520,6 +531,16 @@ class Runner:
                 self._tell(self._on_retry, job, error, event.attempt)
         elif self._on_error is not None:
             self._tell(self._on_error, job, error)
+
+    async def _is_over(self, event: JobEvent) -> bool:
+        """Whether a cancelled job is known not to come again."""
+        try:
+            job = await self.scheduler.get_job(event.job_id, store=self._store)
+        except JobLookupError:
+            return True
+        except NotRunning:
+            return False
+        return job.state == "failed"
 
     async def _stored(self, event: JobEvent) -> tuple[AnyJob, bool]:
         """The job as far as it can be read in the store, and whether it is to be handled again."""
@@ -581,6 +602,14 @@ class Runner:
         loop = self.scheduler._engine.loop
         assert loop is not None
         return loop
+
+
+async def _noted(at_work: _AtWork, result: Awaitable[Any]) -> Any:
+    try:
+        return await result
+    except Exception as error:
+        at_work.error = error
+        raise
 
 
 async def _call(told: _Told) -> None:

@@ -634,3 +634,32 @@ async def test_what_ran_under_a_rate_limit_is_known_to_have_run(
     assert (await filling.progress()).is_over
     again = await scheduler.backfill("job", begin, end, dry_run=True)
     assert (again.count, again.left_out) == (0, filling.count)
+
+
+@pytest.mark.parametrize("cancels", [False, True])
+async def test_what_an_unfinished_backfill_has_run_is_not_run_by_another(
+    scheduler: Scheduler, clock: ManualClock, notes: Notes, cancels: bool
+) -> None:
+    await scheduler.add_job("note", "@hourly", id="job")
+    begin = back(clock, hours=96)
+    first = await scheduler.backfill("job", begin, rate="1/minute")
+    await clock.advance(181)
+    done = len(notes.ran)
+    assert 1 < done < first.count // 10, "too few for a span in the log"
+    if cancels:
+        await first.cancel()
+    other = await scheduler.backfill("job", begin, begin + done * HOUR)
+    assert (other.count, other.left_out) == (0, done)
+    await clock.advance(1)
+    assert len(notes.ran) == done
+
+
+async def test_the_scheduler_s_max_runs_ends_no_backfill(clock: ManualClock) -> None:
+    scheduler = Scheduler(clock=clock, defaults={"max_runs": 3})
+    notes = Notes(scheduler)
+    await scheduler.start()
+    await scheduler.add_job("note", "@hourly", id="job")
+    filling = await scheduler.backfill("job", back(clock, hours=10))
+    await clock.advance(60)
+    assert len(notes.ran) == filling.count == 10
+    await stop_at_once(scheduler, clock)

@@ -611,3 +611,16 @@ def test_the_pool_logs_nothing_while_all_is_well(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.DEBUG, "asyncsched"):
         asyncio.run(use())
     assert not [record for record in caplog.records if record.name.startswith("asyncsched")]
+
+
+async def test_what_cannot_be_called_takes_no_worker_and_holds_nobody_up() -> None:
+    wrong: Any = 5
+    async with Pool(1) as pool:
+        for _ in range(2):
+            with pytest.raises(TypeError, match="callable"):
+                pool.try_go(wrong)
+            with pytest.raises(TypeError, match="callable"):
+                await asyncio.wait_for(pool.map(wrong, [1]), 20)
+            with pytest.raises(TypeError, match="callable"):
+                await asyncio.wait_for(pool.go(wrong), 20)
+        assert await asyncio.wait_for(pool.map(str, [1]), 20) == ["1"]

@@ -853,3 +853,68 @@ async def test_jobs_that_a_limit_of_the_scheduler_holds_back_are_in_the_queue_to
         stopping = asyncio.create_task(runner.stop(timeout=1))
         await clock.advance(2)
         assert sorted(job.payload for job in await stopping) == [1, 2, 3, 4]
+
+
+async def test_a_job_that_is_cancelled_for_good_is_told_as_an_error() -> None:
+    hooks = Hooks()
+    runner = Runner(**hooks.arguments())
+    blocked = Blocked()
+    runner.register("block", blocked)
+
+    @runner.register("cancelled")
+    async def cancelled(job: RunnerJob[Any]) -> None:
+        raise asyncio.CancelledError
+
+    async with runner:
+        await runner.enqueue(RunnerJob("cancelled", None, id="by itself"))
+        await runner.enqueue(RunnerJob("block", None, id="by request"))
+        await eventually(lambda: blocked.seen)
+        await runner.scheduler.cancel_job("by request")
+        await eventually(lambda: sum(told[0] == "error" for told in hooks.told) == 2)
+        assert {told[1] for told in hooks.told if told[0] == "error"} == {"by itself", "by request"}
+
+
+async def test_a_stop_tells_no_error_of_what_it_cancels() -> None:
+    hooks = Hooks()
+    runner = Runner(**hooks.arguments())
+    blocked = Blocked()
+    runner.register("block", blocked)
+    async with runner:
+        await runner.enqueue(RunnerJob("block", None, id="a"))
+        await eventually(lambda: blocked.seen)
+        await runner.stop(0)
+    assert [told[0] for told in hooks.told] == ["start"]
+
+
+async def test_a_handler_that_gives_a_coroutine_is_handled_when_that_has_ended() -> None:
+    hooks = Hooks()
+    runner = Runner(max_retries=0, **hooks.arguments())
+    seen: list[Any] = []
+
+    async def send(job: RunnerJob[Any]) -> None:
+        seen.append(job.payload)
+        if job.payload == "bad":
+            raise ConnectionError("away")
+
+    runner.register("send", lambda job: send(job))
+    async with runner:
+        await runner.enqueue(RunnerJob("send", "good", id="good"))
+        await runner.enqueue(RunnerJob("send", "bad", id="bad"))
+        await eventually(lambda: len(hooks.told) == 4)
+    assert sorted(seen) == ["bad", "good"]
+    assert ("success", "good") in hooks.told
+    assert ("error", "bad", ConnectionError, "away") in hooks.told
+
+
+async def test_hooks_are_told_of_every_end_where_many_jobs_end_at_once() -> None:
+    told: list[int] = []
+    runner = Runner(workers=2000, queue_size=2000, on_success=lambda job: told.append(job.payload))
+    blocked = Blocked()
+    runner.register("block", blocked)
+    async with runner:
+        for n in range(1600):
+            assert await runner.enqueue("block", n)
+        await eventually(lambda: len(blocked.seen) == 1600)
+        blocked.go.set()
+        await eventually(lambda: len(told) == 1600, timeout=20)
+    assert not runner._at_work

@@ -721,3 +721,45 @@ async def test_a_function_registered_under_a_name_may_be_stored(sqlite_url: str)
 async def test_a_module_level_function_may_be_stored_unregistered(sqlite_url: str) -> None:
     async with Scheduler(sqlite_url, queues=()) as scheduler:
         assert (await scheduler.add_job(add, args=[1])).task == f"{__name__}:add"
+
+
+# -- what a plain function gives -----------------------------------------------------------------------------------------
+
+
+async def test_a_coroutine_that_a_plain_function_gives_is_awaited_as_part_of_the_run() -> None:
+    """The wrapper of a decorator is a plain function, and hands on the coroutine of what it wraps."""
+    done: list[int] = []
+
+    def traced(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def inner(*args: Any) -> Any:
+            return function(*args)
+
+        return inner
+
+    @traced
+    async def charge(order: int) -> int:
+        await asyncio.sleep(0)
+        done.append(order)
+        if order < 0:
+            raise ValueError("no such order")
+        return order * 2
+
+    async with Scheduler() as scheduler:
+        task = scheduler.register(charge, "charge")
+        assert await (await scheduler.enqueue(task, 4)).result(timeout=20) == 8
+        with pytest.raises(ValueError, match="no such order"):
+            await (await scheduler.enqueue(task, -1)).result(timeout=20)
+    assert done == [4, -1]
+
+
+def test_a_generator_function_is_no_task_since_to_call_it_runs_nothing() -> None:
+    def plain() -> Any:
+        yield 1
+
+    async def of_coroutines() -> Any:
+        yield 1
+
+    for function in (plain, of_coroutines, functools.partial(plain)):
+        with pytest.raises(DefinitionError, match=r"is a generator function.*leave out 'yield'"):
+            Scheduler().register(function, "task")

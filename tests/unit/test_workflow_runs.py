@@ -41,7 +41,7 @@ from asyncsched import (
     once,
 )
 from asyncsched.codec import decode_definition
-from asyncsched.contract import Filter, Record, Update
+from asyncsched.contract import Entry, Filter, Record, Settlement, Update
 from asyncsched.flows import end_id
 from asyncsched.testing import ManualClock, run_due
 from tests.support.waiting import eventually
@@ -1157,3 +1157,76 @@ async def test_to_call_it_off_leaves_the_job_that_it_waits_for_alone(
     waiting = asyncio.ensure_future(scheduler.wait_job("other"))
     await pass_time(clock, waiting.done)
     assert [r.outcome for r in await scheduler.history.runs("other")] == ["succeeded"]
+
+
+async def test_a_step_and_a_job_that_recur_from_now_on_have_no_end_to_wait_for(
+    scheduler: Scheduler, clock: ManualClock, ran: list[str]
+) -> None:
+    flow = Workflow("flow").step("first", "work", delay=50).step("then", "work", after=on_failure("first"))
+    run = await scheduler.start_workflow(flow, id="flow")
+    job = await scheduler.add_job("work", once(delay=50), id="job")
+    after = await scheduler.enqueue_after([on_failure(job)], "work")
+    await clock.advance(1)
+    await scheduler.reschedule_job("flow/first", every(hours=1))
+    await scheduler.add_job("work", every(hours=1), id="job", on_conflict="replace")
+    assert await ended_in_time(clock, run) == {"first": "failed", "then": "succeeded", "": "failed"}
+    assert (await ended_in_time(clock, after))["then"] == "succeeded"
+    assert "recurs now" in str((await run.status()).steps["first"].error)
+
+
+async def test_a_workflow_that_cannot_be_read_hides_no_other_and_keeps_none_from_being_forgotten() -> None:
+    clock, store = ManualClock(), MemoryStore()
+    scheduler = Scheduler(store, clock=clock, retention=Retention(workflows=1, every=60))
+    define(scheduler)
+    await scheduler.start()
+    for n in range(4):
+        await scheduler.start_workflow(Workflow("flow").step("a", "work"), id=f"flow{n}")
+        await clock.advance(1)
+    [record] = (await store.get(["#flow/flow0"])).values()
+    spoilt = Update(
+        id=record.id, version=record.version, body=b"\xff", queue=record.queue, priority=record.priority,
+        wake_at=record.wake_at, hold=record.hold,
+    )  # fmt: skip
+    assert await store.update(spoilt) is not None
+    assert [status.id for status in await scheduler.workflows()] == ["flow3", "flow2", "flow1"]
+    await clock.advance(120)
+    assert [status.id for status in await scheduler.workflows()] == ["flow3"]
+    stopping = asyncio.create_task(scheduler.stop(0))
+    await clock.advance(10)
+    await stopping
+
+
+async def test_without_a_history_a_workflow_waits_for_no_job_of_which_only_that_could_tell() -> None:
+    async with Scheduler(history=False, concurrency=1) as scheduler:
+        define(scheduler)
+        receipt = await scheduler.enqueue("work")
+        with pytest.raises(DefinitionError, match="only the history may tell: make it a step"):
+            await scheduler.enqueue_after([receipt], "work")
+        run = await scheduler.start_workflow(Workflow("flow").step("a", "work").step("b", "work", after="a"))
+        assert (await ended(run))["b"] == "succeeded"
+
+
+async def test_what_is_no_workflow_and_no_state_is_refused_by_name(
+    scheduler: Scheduler, ran: list[str]
+) -> None:
+    wrong: Any = "work"
+    with pytest.raises(DefinitionError, match=r"start_workflow\(\) takes a Workflow, not 'work'"):
+        await scheduler.start_workflow(wrong)
+    with pytest.raises(DefinitionError, match=r"state must be one of running, .*, not 'work'"):
+        await scheduler.workflows(state=wrong)
+
+
+async def test_a_job_whose_end_cannot_be_read_in_the_log_has_failed_for_those_that_wait_for_it() -> None:
+    clock, store = ManualClock(), MemoryStore()
+    scheduler = Scheduler(store, clock=clock)
+    define(scheduler)
+    await scheduler.start()
+    receipt = await scheduler.enqueue("work")
+    await clock.advance(1)
+    entry = Entry(receipt.job_id, 99, "run", clock.time(), clock.time(), b"\x99")
+    assert await store.settle([Settlement("#nobody", 0, "#nobody", 0, entries=(entry,))]) == ["gone"]
+    run = await scheduler.enqueue_after([on_failure(receipt)], "work")
+    assert (await ended_in_time(clock, run))["then"] == "succeeded"
+    stopping = asyncio.create_task(scheduler.stop(0))
+    await clock.advance(10)
+    await stopping
