@@ -290,8 +290,9 @@ class Scheduler(JobCalls, FlowCalls):
         """Register a function as a task: bare, or with a name, a timeout, a retry, an executor, a lifespan, limits.
 
         The name is ``module:qualname`` unless given; a taken one raises ConflictingTaskError. A plain function runs in a thread
-        unless ``executor="process"``, and a coroutine that it hands on is awaited; a generator function is refused. A task's lifespan is entered before its first run and left after the drain. Its limits
-        hold for all of its jobs and all instances: so many runs under way, so many starts (``rate_limit="100/minute"``).
+        unless ``executor="process"``, and a coroutine that it hands on is awaited; a generator function is refused. A task's
+        lifespan is entered before its first run and left after the drain. Its limits hold for all of its jobs and all instances:
+        so many runs under way, so many starts (``rate_limit="100/minute"``).
         """
         if function is not None:
             return self.register(function, **options)
