@@ -170,6 +170,7 @@ class Server(ABC):
 
     def _end(self, number: signal.Signals) -> None:
         assert self._process is not None
+        children = _children_of(self._process.pid) if self.is_alive else []
         if self.is_alive:
             self._process.send_signal(number)
         try:
@@ -177,7 +178,8 @@ class Server(ABC):
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._wait(lambda: not _is_open(self.port), 10.0)
+        # Children that end after it hold on to what the next one needs.
+        self._wait(lambda: not _is_open(self.port) and not any(map(_is_there, children)), 10.0)
 
     def _signal_all(self, number: signal.Signals) -> None:
         assert self._process is not None
@@ -218,6 +220,18 @@ def _is_open(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1.0)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _is_there(pid: int) -> bool:
+    """Whether a process has not ended; one that nobody has asked for its end yet has, too."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except ProcessLookupError:
+        return False
+    except OSError:
+        # No /proc, or somebody else's: it is there.
+        return sys.platform != "linux"
 
 
 def _is_stopped(pid: int) -> bool:

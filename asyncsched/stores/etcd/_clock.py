@@ -87,12 +87,12 @@ class AgreedClock:
             raise StoreUnavailable(f"{self._line.name} does not watch keys at present") from None
         until = _monotonic() + _TTL_S + 2 * _ANSWER_S
         while _monotonic() < until:
-            found = await self._line.range(rpc.RangeRequest(key=self._keys.clock))
+            found = await self._line.within_deadline(self._line.range(rpc.RangeRequest(key=self._keys.clock)))
             if not found.kvs:
-                if await self._set():
+                if await self._line.within_deadline(self._set()):
                     return
                 continue
-            if await self._ask():
+            if await self._line.within_deadline(self._ask()):
                 return
             # Nobody answers: its keeper has just died, or is held up.
             told_at = _told(found.kvs[0].value)[1]
@@ -131,6 +131,9 @@ class AgreedClock:
             except (StoreError, TimeoutError) as error:
                 logger.debug("%s: the clock goes on by itself: %s", self._line.name, error)
                 await asyncio.sleep(random.uniform(0.2, 0.6))
+                if self._is_unsure:
+                    # It may be the keeper still, and must not let the key end.
+                    self._stirred.set()
 
     async def _turn(self) -> None:
         if self._is_unsure:

@@ -236,8 +236,12 @@ class Desk:
     # -- what is remembered --------------------------------------------------------------------------------------------
 
     def remember(self, kept: Kept, end: bytes | None) -> None:
-        """A record that is held by what was claimed here, until the lease end *end*; None: as it was."""
+        """A record that is held by what was claimed here, until the lease end *end*; None: as it was. What was written after
+        it stays, since one call may hear of its writes later than another that came behind it."""
         id = kept.record.id
+        there = self.held.get(id)
+        if there is not None and there.revision > kept.revision:
+            return
         self.held.pop(id, None)
         self.held[id] = kept
         if end is not None:
@@ -247,8 +251,12 @@ class Desk:
         if len(self.held) > _MOST_HELD:
             self.forget(next(iter(self.held)), is_over=False)
 
-    def forget(self, id: str, *, is_over: bool = True) -> None:
-        """It is not held any more; or, not *is_over*: it is not known here."""
+    def forget(self, id: str, at: int | None = None, *, is_over: bool = True) -> None:
+        """It is not held any more, since the revision *at*: a claim that was made after that stays; or, not *is_over*: it is not
+        known here."""
+        there = self.held.get(id)
+        if at is not None and there is not None and there.revision > at:
+            return
         self.held.pop(id, None)
         self._leave_end(id, is_over=is_over)
 

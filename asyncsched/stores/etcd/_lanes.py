@@ -35,6 +35,8 @@ _LONGEST_SPAN_S = 1e7
 #: Windows that one request looks through.
 _WINDOWS = 3
 _TOKEN_KEYS = 128
+#: Queues whose lanes are listed by one request.
+_QUEUES = 64
 
 
 class LeaseEnd(NamedTuple):
@@ -109,11 +111,14 @@ class Lanes:
     async def look(self, queues: Sequence[str], token: str, need: int, horizon: float) -> Look:
         """The first *need* and one more of each lane of *queues* up to the instant *horizon*, in the order of the lanes."""
         end = b"%016x" % (micros(horizon) + 1)
+        first, others = queues[:_QUEUES], queues[_QUEUES:]
+        for at in range(0, len(others), _QUEUES):
+            await self._list(others[at : at + _QUEUES])
         known = self._in_order(queues)
-        answer, of_lanes = await self._first_look(queues, token, known, need, end)
+        answer, of_lanes = await self._first_look(first, token, known, need, end)
         ids = _ids_of(answer.responses[0].response_range.kvs)
         floor = floor_of(answer.responses[1].response_range.kvs)
-        self._learn(queues, answer.responses[2 : 2 + len(queues)])
+        self._learn(first, answer.responses[2 : 2 + len(first)])
         fronts: dict[Lane, Front] = {}
         beyond: dict[Lane, Any] = {}
         again: list[Front] = []
@@ -209,6 +214,15 @@ class Lanes:
         """High priority first, and queues as they were given."""
         lanes = [lane for queue in dict.fromkeys(queues) for lane in self._lanes.get(queue, ())]
         return sorted(lanes, key=lambda lane: -lane.priority)
+
+    async def _list(self, queues: Sequence[str]) -> None:
+        """Learn which lanes these have."""
+        ops = [
+            between(self._desk.keys.lanes_of(queue), end_of(self._desk.keys.lanes_of(queue)), 16)
+            for queue in queues
+        ]
+        answer = await self._desk.line.txn(rpc.TxnRequest(success=ops))
+        self._learn(queues, answer.responses)
 
     def _learn(self, queues: Sequence[str], parts: Sequence[Any]) -> None:
         for queue, part in zip(queues, parts, strict=True):

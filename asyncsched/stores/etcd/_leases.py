@@ -82,7 +82,7 @@ class Leases:
                 random.shuffle(free)
             wanted = [*own, *free]
             asked = wanted[: most - len(taken)]
-            done = await self._write(asked, lease_s)
+            done = await self._write(asked)
             taken |= {lease.key: lease for lease in done}
             if len(done) == len(asked):
                 break
@@ -104,7 +104,7 @@ class Leases:
                     if row is None or row.holder != lease.holder or row.fence != lease.fence:
                         continue
                     wanted.append((lease._replace(until=max(until, row.until)), since, floor))
-                done = {lease.key: lease for lease in await self._write(wanted, lease_s)}
+                done = {lease.key: lease for lease in await self._write(wanted)}
                 held |= done
                 left = [lease for lease, *_ in wanted if lease.key not in done]
         return held
@@ -136,10 +136,12 @@ class Leases:
         rows = {names[name]: (_decoded(kv.value), kv.mod_revision) for name, kv in found.items()}
         return rows, revision, floor_of([floor] if floor else [])
 
-    async def _write(self, wanted: Sequence[_Wanted], lease_s: float) -> list[Lease]:
+    async def _write(self, wanted: Sequence[_Wanted]) -> list[Lease]:
         if not wanted:
             return []
-        expiry = await self._expiry.lease_for(2 * lease_s + _KEPT_S) if self._sweeps else 0
+        # One that is extended by less than it has left ends when it did.
+        longest_s = max(lease.until for lease, *_ in wanted) - self._desk.now()
+        expiry = await self._expiry.lease_for(2 * longest_s + _KEPT_S) if self._sweeps else 0
         items = []
         for lease, since, floor in wanted:
             item = self._item(lease.key, since)

@@ -261,12 +261,18 @@ class Line:
     async def refresh(self, lease: int) -> bool:
         """Have a lease of the server's last its full time again; False if it has ended."""
         way = self.way
+        before = cancellations()
         stream = way.lease.LeaseKeepAlive(metadata=way.metadata)
         try:
             await stream.write(rpc.LeaseKeepAliveRequest(ID=lease))
             answer = await stream.read()
         except (_ERROR, asyncio.InvalidStateError) as error:
             raise self.translated(error) from error
+        except asyncio.CancelledError:
+            if cancellations() > before:
+                raise
+            # Not this call was cancelled: its channel was closed.
+            raise StoreUnavailable(f"{self.name}: the connection was closed") from None
         finally:
             self.is_untidy = True
             stream.cancel()

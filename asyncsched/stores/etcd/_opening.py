@@ -52,11 +52,12 @@ async def erase(line: Line, keys: Keys) -> None:
     """Delete all that begins with the prefix, piece by piece, so that the server can do other things meanwhile."""
     end = end_of(keys.prefix)
     while True:
-        found = await line.range(
-            rpc.RangeRequest(key=keys.prefix, range_end=end, limit=2_000, keys_only=True)
+        found = await line.within_deadline(
+            line.range(rpc.RangeRequest(key=keys.prefix, range_end=end, limit=2_000, keys_only=True))
         )
         if not found.kvs:
             return
         last = found.kvs[-1].key + b"\0"
         span = rpc.DeleteRangeRequest(key=keys.prefix, range_end=last)
-        await line.txn(rpc.TxnRequest(success=[rpc.RequestOp(request_delete_range=span)]))
+        request = rpc.TxnRequest(success=[rpc.RequestOp(request_delete_range=span)])
+        await line.within_deadline(line.txn(request))

@@ -82,7 +82,7 @@ class Settlements:
 
     def _noted(self, new: Kept) -> None:
         if new.record.holder is None:
-            self._desk.forget(new.record.id)
+            self._desk.forget(new.record.id, new.revision)
         elif new.record.id in self._desk.held:
             self._desk.remember(new, None)
 
@@ -100,7 +100,7 @@ class Settlements:
             for id, revision in zip(rows, done, strict=True):
                 if revision:
                     found.add(id)
-                    desk.forget(id)
+                    desk.forget(id, revision)
                 else:
                     left.append(id)
         return found
@@ -144,7 +144,7 @@ class Settlements:
             for (i, answer), revision in zip(means, await desk.apply(items) if items else (), strict=True):
                 if revision:
                     answers[i] = answer
-                    desk.forget(settlements[i].id)
+                    desk.forget(settlements[i].id, revision)
             cached = {}
             left = [i for i in left if i not in answers]
             turn += 1

@@ -110,7 +110,8 @@ class Leases:
         return own + free
 
     async def extend(self, leases: Sequence[Lease], lease_s: float) -> dict[str, Lease]:
-        pieces = [leases[i : i + _PIECE] for i in range(0, len(leases), _PIECE)]
+        unique = list(dict.fromkeys(leases))
+        pieces = [unique[i : i + _PIECE] for i in range(0, len(unique), _PIECE)]
         answers = await in_parallel([partial(self._extend, piece, to_us(lease_s)) for piece in pieces])
         return {key: lease for kept in answers for key, lease in kept.items()}
 
@@ -159,7 +160,8 @@ class Leases:
         )
 
     async def release(self, leases: Sequence[Lease]) -> None:
-        pieces = [leases[i : i + _PIECE] for i in range(0, len(leases), _PIECE)]
+        unique = list(dict.fromkeys(leases))
+        pieces = [unique[i : i + _PIECE] for i in range(0, len(unique), _PIECE)]
         await in_parallel([partial(self._release, piece) for piece in pieces])
 
     async def _release(self, leases: Sequence[Lease]) -> None:

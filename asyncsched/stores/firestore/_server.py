@@ -20,6 +20,7 @@ from google.oauth2 import service_account
 
 from asyncsched.clock import SystemClock
 from asyncsched.errors import SchemaError, StoreError, StoreUnavailable
+from asyncsched.outlast import cancellations
 from asyncsched.stores.firestore import _wire as wire
 from asyncsched.stores.firestore._names import SECOND, Names, to_us
 
@@ -275,8 +276,14 @@ class Server:
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
+        before = cancellations()
         try:
             yield
+        except asyncio.CancelledError:
+            if cancellations() > before:
+                raise
+            # Not this call was cancelled: its channel was closed.
+            raise StoreUnavailable(f"the connection to {self.place.shown} was closed") from None
         except exceptions.GoogleAPICallError as error:
             raise self._meaning(error) from error
         except grpc.aio.UsageError as error:

@@ -36,6 +36,8 @@ GRACE_S = 10.0
 _TICK_S = 0.0012
 #: So many documents go into one insert.
 _PIECE = 500
+#: How often a line is looked at anew that others have moved on meanwhile.
+_TURNS = 10
 _INFINITY = float("inf")
 
 
@@ -230,9 +232,12 @@ class Batches:
         for start in range(0, len(documents), _PIECE):
             await self._insert_new(self._names.log, documents[start : start + _PIECE])
 
-    async def _insert_new(self, collection: str, documents: Sequence[Document]) -> None:
+    async def _insert_new(self, collection: str, documents: Sequence[Document]) -> list[str]:
+        """The ids of those that were not there."""
         command = {"insert": collection, "documents": documents, "ordered": False}
-        await self._server.write(command, may_exist=True)
+        answer = await self._server.write(command, may_exist=True)
+        there = {error["index"] for error in answer.get("writeErrors", ())}
+        return [document["_id"] for place, document in enumerate(documents) if place not in there]
 
     async def _spawn(self, batch: str, parts: Sequence[Part]) -> None:
         waiting = []
@@ -240,22 +245,26 @@ class Batches:
             document = self._keys.document(child)
             document["lane"], document["blocked"] = None, batch
             waiting.append(document)
+        made: list[str] = []
         for start in range(0, len(waiting), _PIECE):
-            await self._insert_new(self._names.jobs, waiting[start : start + _PIECE])
+            made += await self._insert_new(self._names.jobs, waiting[start : start + _PIECE])
+        there = {"there": {"$each": [part.id for part in parts]}, "made": {"$each": made}}
         command: Document = {
             "findAndModify": self._names.jobs,
             "query": {"_id": batch},
-            "update": {"$addToSet": {"there": {"$each": [part.id for part in parts]}}},
-            "fields": {"let_go": 1},
+            "update": {"$addToSet": there},
+            "fields": {"let_go": 1, "made": 1},
         }
         found = (await self._server.command(command))["value"]
         # Where another has carried it out meanwhile, what was added here came too late.
         over = {part.id for part in parts} if found is None else set(found.get("let_go", ()))
-        await self._unblock(batch, [part for part in parts if part.id not in over])
         late = [self._keys.of(child.id) for child in _children_of(part for part in parts if part.id in over)]
+        # What another has made, and what could be made here all the same, has run and gone in between.
+        late += set(made).intersection([] if found is None else found.get("made", ()))
         if late:
             which = {"_id": {"$in": late}, "blocked": batch}
             await self._server.write({"delete": self._names.jobs, "deletes": [{"q": which, "limit": 0}]})
+        await self._unblock(batch, [part for part in parts if part.id not in over])
 
     async def _unblock(self, batch: str, parts: Sequence[Part]) -> None:
         lanes: dict[str, list[str]] = {}
@@ -273,24 +282,34 @@ class Batches:
             await self._server.write({"update": self._names.jobs, "updates": updates})
 
     async def _unpark(self, hold: str, limit: int) -> None:
-        key = self._keys.of(hold)
+        left = limit
+        for _ in range(_TURNS):
+            parked = await self._first_parked(hold, left)
+            if not parked:
+                return
+            which = {"_id": {"$in": parked}, "hold": self._keys.of(hold), "holder": None}
+            change = [{"$set": {"hold": literal(None), "wake": self._time.expression()}}]
+            update = {"q": which, "u": change, "multi": True}
+            answer = await self._server.write({"update": self._names.jobs, "updates": [update]})
+            # Another may have let some of the same go: then there are others for this one.
+            left -= int(answer["n"])
+            if left <= 0:
+                return
+
+    async def _first_parked(self, hold: str, limit: int) -> list[str]:
         parked: list[str] = []
         # Those that are never due by themselves come last.
         for wake in ({"$gte": -_INFINITY}, None):
             if len(parked) < limit:
                 command: Document = {
                     "find": self._names.jobs,
-                    "filter": {"hold": key, "wake": wake, "holder": None, **ALIVE},
+                    "filter": {"hold": self._keys.of(hold), "wake": wake, "holder": None, **ALIVE},
                     "sort": {"wake": 1, "_id": 1},
                     "limit": limit - len(parked),
                     "projection": {"_id": 1},
                 }
                 parked += [found["_id"] for found in await self._server.rows(command)]
-        if parked:
-            which = {"_id": {"$in": parked}, "hold": key, "holder": None}
-            change = [{"$set": {"hold": literal(None), "wake": self._time.expression()}}]
-            update = {"q": which, "u": change, "multi": True}
-            await self._server.write({"update": self._names.jobs, "updates": [update]})
+        return parked
 
 
 def _children_of(parts: Iterable[Part]) -> list[Record]:

@@ -45,7 +45,8 @@ class Settling:
         """Settle claims of different jobs."""
         began_at = SystemClock.monotonic()
         id = self._batches.new_id()
-        parts = [part_of(s) for s in batch if s.entries or s.spawn or s.unpark]
+        # A deletion counts as one: whoever comes by takes away what is marked, if this instance dies.
+        parts = [part_of(s) for s in batch if s.entries or s.spawn or s.unpark or _is_deletion(s)]
         done = await self._update(id, batch, parts)
         answers: list[Settled] = (
             ["done"] * len(batch) if done == len(batch) else await self._sorted_out(id, batch)

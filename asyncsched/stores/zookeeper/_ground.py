@@ -95,6 +95,9 @@ class Held:
         """These are held; *nodes* (the sheet of their lease, the node of their claim) are of no use once none of them is."""
         paths = tuple(nodes)
         for one in seen:
+            there = self.seen.get(one.id)
+            if there is not None and there.zxid > one.zxid:
+                continue  # A call that came behind this one has heard of its own write before.
             for path in paths:
                 self._ids.setdefault(path, set()).add(one.id)
             self._leave(one.id, paths)
@@ -110,8 +113,11 @@ class Held:
             claims = tuple(p for p in self._nodes.get(one.id, ()) if "/claims/" in p)
             self.take([one], (*paths, *claims))
 
-    def let_go(self, id: str) -> None:
-        """It was settled."""
+    def let_go(self, id: str, zxid: int) -> None:
+        """It was settled by that transaction; what was claimed after it stays."""
+        there = self.seen.get(id)
+        if there is not None and there.zxid > zxid:
+            return
         self.seen.pop(id, None)
         self._leave(id)
 

@@ -456,6 +456,10 @@ class Trims:
         self._changed -= self._applied
         self._applied.clear()
 
+    def trimmed(self, taken: Iterable[tuple[Item, Sheet]]) -> list[tuple[Item, Sheet]]:
+        """Those of *taken* that the last group removes."""
+        return [(item, sheet) for item, sheet in taken if sheet.path in self._applied]
+
     def _of(self, sheet: Sheet) -> set[_Name]:
         return self._gone.setdefault(sheet.path, (sheet, set()))[1]
 

@@ -256,7 +256,7 @@ class Jobs:
                 ground.done(group, outcome[1])
                 removed.update(gone)
                 for id in gone:
-                    ground.held.let_go(id)
+                    ground.held.let_go(id, outcome[0])
             if not left:
                 return removed
             await pause(attempt)

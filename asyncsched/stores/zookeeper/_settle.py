@@ -55,6 +55,8 @@ class _Plan(msgspec.Struct):
     earliest: float = math.inf
     ids: list[str] = []
     unparked: list[str] = []
+    #: Where those were found.
+    taken: list[tuple[Item, Sheet]] = []
 
 
 class _Turn:
@@ -155,7 +157,7 @@ class _Turn:
         # What one of them makes is there for those behind it; if it fails, they fail, too, and are planned anew.
         there, entries = set(self._there), set(self._entries)
         for at, settlement in self._left.items():
-            plan = _Plan(Group(), {}, math.inf, [], [])
+            plan = _Plan(Group(), {}, math.inf, [], [], [])
             plan.answers[at] = await self._plan(plan, settlement, there, entries)
             size = plan.group.size + _size_of_items(plan.group)
             if size > _LARGEST_REQUEST:
@@ -185,9 +187,10 @@ class _Turn:
         if plan.earliest < math.inf:
             self._ground.hint(group, plan.earliest)
         if plan.unparked and self._is_trimming:
-            self._trims.apply(self._ground.wire, group)
+            # What others of this call take leaves with them: this group may be done, and theirs refused.
+            self._trims.apply(self._ground.wire, group, plan.taken)
             # If this group is refused, so are those behind it that have the same sheets.
-            self._trims.confirm(())
+            self._trims.confirm(self._trims.trimmed(plan.taken))
 
     async def _plan(self, plan: _Plan, s: Settlement, there: set[str], entries: set[str]) -> Settled:
         seen = self._known[s.id]
@@ -235,7 +238,8 @@ class _Turn:
         parked = self._parked.get(hold)
         if parked is None:
             parked = self._parked[hold] = _Parked(self._ground, hold, self._trims)
-        for seen in await parked.take(limit):
+        for seen, item, sheet in await parked.take(limit):
+            plan.taken.append((item, sheet))
             row = replace(seen.row, hold=None, wake_at=self._now)
             self._ground.add_change(plan.group, seen, row, None)
             plan.group.tags[-1] = ("parked", seen.id)
@@ -246,7 +250,7 @@ class _Turn:
         ground = self._ground
         ground.done(plan.group, outcome[1])
         for id in plan.ids:
-            ground.held.let_go(id)
+            ground.held.let_go(id, outcome[0])
         for kind, of in plan.group.tags:
             # A retry of what failed beside it must not take these for its own.
             if kind == "entry":
@@ -271,16 +275,18 @@ class _Parked:
         )
         self._given: set[str] = set()
 
-    async def take(self, limit: int) -> list[Seen]:
-        """The next ones, up to *limit*."""
+    async def take(self, limit: int) -> list[tuple[Seen, Item, Sheet]]:
+        """The next ones, up to *limit*, each with where it was found."""
         waking, never = self.scans
-        taken: list[Seen] = []
+        taken: list[tuple[Seen, Item, Sheet]] = []
         await self._take(taken, limit, waking, 1 << 62)
         if len(taken) < limit and waking.has_earlier:
             await self._take(taken, limit, never, 0)
         return taken
 
-    async def _take(self, taken: list[Seen], limit: int, scan: Scan, horizon: int) -> None:
+    async def _take(
+        self, taken: list[tuple[Seen, Item, Sheet]], limit: int, scan: Scan, horizon: int
+    ) -> None:
         paths = self._ground.paths
         while len(taken) < limit:
             found = await scan.next(limit - len(taken), horizon)
@@ -294,9 +300,11 @@ class _Parked:
                     break
                 one = seen.get(item.id)
                 if one is not None and self._is_parked(one, item):
-                    taken.append(one)
+                    taken.append((one, item, sheet))
                     self._given.add(one.id)
-                self._drop(item, sheet)
+                elif item.id not in self._given:
+                    # What was given has its item until it is taken.
+                    self._trims.drop(item, sheet)
 
     def _is_parked(self, seen: Seen, item: Item) -> bool:
         row = seen.row
@@ -307,9 +315,6 @@ class _Parked:
             and seen.key == item.key
             and seen.id not in self._given
         )
-
-    def _drop(self, item: Item, sheet: Sheet) -> None:
-        self._trims.drop(item, sheet)
 
 
 def _is_holder(row: Row, s: Settlement) -> bool:
@@ -346,3 +351,4 @@ def _join(last: _Plan, plan: _Plan) -> None:
     last.earliest = min(last.earliest, plan.earliest)
     last.ids += plan.ids
     last.unparked += plan.unparked
+    last.taken += plan.taken

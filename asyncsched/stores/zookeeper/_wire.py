@@ -344,7 +344,8 @@ class Wire:
                     self._session = await self._begin(connection)
                 self.connections += 1
                 return
-            except (OSError, TimeoutError, exc.ZKError, asyncio.IncompleteReadError) as error:
+            except (OSError, TimeoutError, exc.ZKError, asyncio.IncompleteReadError, TypeError) as error:
+                # TypeError: the driver asks for the peer's address, and a connection that was reset at once has none.
                 if connection.writer is not None:
                     connection.writer.close()
                 problems.append(f"{host}:{port} {_said_of(error)}")

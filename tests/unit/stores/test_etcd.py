@@ -19,11 +19,12 @@ from aetcd import rpc
 from msgspec.structs import replace
 
 from asyncsched.clock import uptime
-from asyncsched.contract import Entry, Filter, Record, Settlement, Update
+from asyncsched.contract import Claim, Entry, Filter, Record, Settlement, Update
 from asyncsched.errors import DefinitionError, MissingExtra, SchemaError, StoreError, StoreUnavailable
 from asyncsched.stores import etcd as etcd_room
 from asyncsched.stores import store_from_url
 from asyncsched.stores.etcd import EtcdStore
+from asyncsched.stores.etcd._clock import AgreedClock
 from asyncsched.stores.etcd._line import Line
 from tests.servers.etcd import EtcdServer
 from tests.servers.running import Servers
@@ -639,3 +640,170 @@ async def test_a_cancellation_while_it_closes_is_not_swallowed_and_leaves_nothin
         await closing
     with pytest.raises(StoreError, match="not open"):
         await store.get(["a"])
+
+
+# -- calls of several requests ---------------------------------------------------------------------------------------------
+
+
+class _Late:
+    """Has the answer to the smallest of the next transactions come late, once it is *awaited*: it is the last of several."""
+
+    def __init__(self, store: EtcdStore, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+        self.is_free = asyncio.Event()
+        self.is_waiting = asyncio.Event()
+        self._txn = store._line.txn
+        self._most = most
+        monkeypatch.setattr(store._line, "txn", self.txn)
+
+    async def txn(self, request: Any) -> Any:
+        answer = await self._txn(request)
+        if len(request.success) <= self._most and not self.is_waiting.is_set():
+            self.is_waiting.set()
+            await self.is_free.wait()
+        return answer
+
+
+@pytest.fixture
+async def still(url: str) -> AsyncIterator[tuple[EtcdStore, EtcdStore, list[float]]]:
+    """Two instances, and the clock of both."""
+    now = [NOW]
+    name = uuid.uuid4().hex
+    stores = [EtcdStore(url, namespace=name), EtcdStore(url, namespace=name)]
+    for each in stores:
+        await each.open(now=lambda: now[0])
+    yield stores[0], stores[1], now
+    await stores[0].erase()
+    for each in stores:
+        await each.close()
+
+
+@pytest.mark.parametrize("call", ["settle", "renew"])
+async def test_a_job_that_is_claimed_again_before_a_call_of_many_is_over_is_not_lost(
+    still: tuple[EtcdStore, EtcdStore, list[float]], monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    store, other, now = still
+    await store.add([job(f"job {n:03}", NOW) for n in range(101)])
+    held = await claim(store, "first", 200)
+    now[0] += 1.0
+    with monkeypatch.context() as patch:
+        late = _Late(store, patch, 20)
+        if call == "settle":
+            ends = [ended(r, NOW if r.id == "job 000" else NOW + 1e6) for r in held]
+            many: asyncio.Task[Any] = asyncio.create_task(store.settle(ends))
+            await eventually(late.is_waiting.is_set)
+        else:
+            claims = [Claim(r.id, r.fence, str(r.holder)) for r in held]
+            many = asyncio.create_task(store.renew(claims, 30.0))
+            await eventually(late.is_waiting.is_set)
+            first = next(r for r in held if r.id == "job 000")
+            assert await store.settle([ended(first, NOW)]) == ["done"]
+        now[0] += 1.0
+        again = await claim(store, "second", 1)
+        assert [r.id for r in again] == ["job 000"]
+        late.is_free.set()
+        await many
+    # What is of no more use goes with the next write. Then this instance dies.
+    await store.add([job("other", None)])
+    now[0] += 60.0
+    assert "job 000" in [r.id for r in await claim(other, "third", 200)]
+
+
+async def test_any_number_of_queues_is_claimed_from(store: EtcdStore) -> None:
+    queues = [f"queue {n}" for n in range(300)]
+    await store.add([job(f"job {n}", NOW, queues[n]) for n in (0, 70, 150, 299)])
+    claimed = await store.claim(queues, "token", 10, 30.0)
+    assert [r.id for r in claimed.records] == ["job 0", "job 70", "job 150", "job 299"]
+
+
+async def test_a_lease_that_is_extended_by_less_than_it_has_left_stays_as_long(url: str) -> None:
+    store = EtcdStore(url, namespace=uuid.uuid4().hex)
+    await store.open()
+    try:
+        lease = (await store.acquire(["key"], "me", 3600.0))["key"]
+        assert await store.extend([lease], 1.0)
+        found = await store._line.range(rpc.RangeRequest(key=store._keys.named_lease("key")))
+        asked = rpc.LeaseTimeToLiveRequest(ID=found.kvs[0].lease)
+        told = await store._line.ask(lambda way: way.lease.LeaseTimeToLive, asked)
+        assert told.TTL > 3600
+    finally:
+        await store.erase()
+        await store.close()
+
+
+async def test_the_clock_is_kept_though_the_connection_is_closed_in_the_midst_of_a_beat(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = EtcdStore(url, namespace=uuid.uuid4().hex)
+    await store.open()
+    [keeping] = [task for task in store._tasks if "clock" in task.get_name()]
+    way = store._line.way
+    kept = way.lease.LeaseKeepAlive
+    is_cut = asyncio.Event()
+
+    def cut(**keywords: Any) -> Any:
+        stream = kept(**keywords)
+        read = stream.read
+
+        async def late() -> Any:
+            await asyncio.sleep(0.2)  # What was written with it is answered.
+            store._line.give_up(way)
+            await asyncio.sleep(0.2)
+            is_cut.set()
+            return await read()
+
+        stream.read = late
+        return stream
+
+    monkeypatch.setattr(way.lease, "LeaseKeepAlive", cut)
+    store._clock._stirred.set()
+    await eventually(is_cut.is_set)
+    await eventually(lambda: store._clock._kept_at > 0)
+    assert not keeping.done()
+    await store.erase()
+    await store.close()
+
+
+async def test_whoever_keeps_the_clock_keeps_it_though_a_reply_is_lost(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = EtcdStore(url, namespace=uuid.uuid4().hex)
+    await store.open()
+    txn = store._line.txn
+
+    async def lost(request: Any) -> Any:
+        monkeypatch.setattr(store._line, "txn", txn)
+        await txn(request)
+        raise StoreUnavailable("the reply was lost")
+
+    monkeypatch.setattr(store._line, "txn", lost)
+    before = store._clock._kept_at
+    store._clock._stirred.set()
+    # Long before its key would have ended by itself.
+    async with asyncio.timeout(10.0):
+        await eventually(lambda: store._clock._kept_at > before)
+    await store.erase()
+    await store.close()
+
+
+async def test_open_waits_no_longer_than_the_timeout_for_a_server_that_falls_silent(
+    stores: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "etcd" not in stores:
+        pytest.skip("etcd was left out by --stores")
+    server = EtcdServer()
+    start = AgreedClock.start
+
+    async def late(self: AgreedClock, is_hearing: asyncio.Event) -> None:
+        await is_hearing.wait()
+        server.freeze()
+        await start(self, is_hearing)
+
+    monkeypatch.setattr(AgreedClock, "start", late)
+    try:
+        server.start()
+        with pytest.raises(StoreUnavailable):
+            async with asyncio.timeout(10.0):
+                await EtcdStore(server.url, timeout=0.5).open()
+    finally:
+        server.thaw()
+        server.remove()

@@ -795,3 +795,23 @@ async def test_a_log_longer_than_one_look_is_pruned_to_the_newest_of_each_job(
         assert [(e.job_id, e.fence) for e in await store.runs()] == [
             (id, fence) for fence in (100, 99) for id in "cba"
         ]
+
+
+async def test_leases_that_are_named_twice_are_extended_and_released_once(own_url: str) -> None:
+    async with opened(own_url) as store:
+        lease = (await store.acquire(["key"], "me", 30.0))["key"]
+        assert list(await store.extend([lease, lease], 60.0)) == ["key"]
+        await store.release([lease, lease])
+        assert list(await store.acquire(["key"], "another", 30.0)) == ["key"]
+
+
+async def test_whoever_waits_when_the_store_is_closed_is_told_so(own_url: str) -> None:
+    async with proxied(own_url) as proxy:
+        store = FirestoreStore.from_url(proxy.of(own_url))
+        async with opened(store):
+            proxy.stall()
+            waiting = [asyncio.create_task(store.get(["job"])), asyncio.create_task(claim(store))]
+            await asyncio.sleep(0.2)
+        proxy.flow()
+        told = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(each) for each in told] == [StoreUnavailable, StoreUnavailable]

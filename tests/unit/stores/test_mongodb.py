@@ -1009,3 +1009,96 @@ async def test_many_claimers_share_a_backlog_and_none_is_refused(url: str, names
         while held := await claim(store_a, f"last-{len(taken)}", 50):
             taken.extend(r.id for r in held)
         assert sorted(taken) == [f"{n:04}" for n in range(2_000)]
+
+
+@contextlib.asynccontextmanager
+async def instances(url: str, namespace: str, count: int) -> AsyncIterator[list[MongoStore]]:
+    """So many stores, whose namespace is erased in the end."""
+    stores = [MongoStore(url, namespace=namespace) for _ in range(count)]
+    for each in stores:
+        await each.open()
+    try:
+        yield stores
+    finally:
+        await stores[0].erase()
+        for each in stores:
+            await each.close()
+
+
+async def test_two_that_move_a_line_on_at_once_let_go_as_many_as_both_are_to(
+    url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with instances(url, namespace, 2) as (store, other):
+        now = await store.now()
+        await store.add([job(f"run {n}", now - 1.0) for n in range(2)])
+        await store.add([replace(job(f"parked {n}", None), hold="limit") for n in range(4)])
+        first, second = await claim(store)
+        write, calls = store._server.write, [0]
+
+        async def late(command: dict[str, Any], **keywords: Any) -> dict[str, Any]:
+            # What it found in the line is let go by the other before it is by this one.
+            if "hold" in str(command.get("updates", [{}])[0].get("q")) and not calls[0]:
+                calls[0] += 1
+                assert await other.settle([replace(ended(second), unpark=("limit", 2))]) == ["done"]
+            return await write(command, **keywords)
+
+        monkeypatch.setattr(store._server, "write", late)
+        assert await store.settle([replace(ended(first), unpark=("limit", 2))]) == ["done"]
+        assert calls == [1]
+        assert await store.page(Filter(hold="limit"), 10) == []
+
+
+async def test_a_job_that_was_deleted_leaves_nothing_though_its_instance_died_then(
+    url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with instances(url, namespace, 2) as (store, other):
+        await store.add([job("job", await store.now() - 1.0)])
+        [held] = await claim(store)
+
+        async def dies(*_: object, **__: object) -> None:
+            raise StoreUnavailable("it is dead")
+
+        monkeypatch.setattr(store._batches, "end", dies)
+        with pytest.raises(StoreUnavailable):
+            await store.settle([replace(ended(held), entries=())])
+        await other.runs()
+        which = {"_id": other._keys.all()}
+        assert await other._server.rows({"find": other._names.jobs, "filter": which}) == []
+
+
+async def test_a_child_that_has_run_and_gone_meanwhile_is_not_added_again(
+    url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever settled is slow to add it, and whoever has done so in his place is slow to say that all is done."""
+    async with instances(url, namespace, 3) as (slow, reader, runner):
+        now = await slow.now()
+        await slow.add([job("parent", now - 1.0)])
+        [held] = await claim(slow)
+        is_marked, has_run, is_added = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        perform, end = slow._batches.perform, reader._batches.end
+
+        async def late_perform(*args: Any, **keywords: Any) -> None:
+            is_marked.set()
+            await has_run.wait()
+            await perform(*args, **keywords)
+            is_added.set()
+
+        async def late_end(*args: Any, **keywords: Any) -> None:
+            await is_added.wait()
+            await end(*args, **keywords)
+
+        monkeypatch.setattr(slow._batches, "perform", late_perform)
+        monkeypatch.setattr(reader._batches, "end", late_end)
+        child = job("child", now - 1.0, queue="children")
+        settling = asyncio.create_task(slow.settle([replace(ended(held), spawn=(child,))]))
+        await is_marked.wait()
+        reading = asyncio.create_task(reader.runs())
+        taken: list[Record] = []
+        while not taken:
+            taken = (await runner.claim(["children"], "first", 1, 30.0)).records
+        assert await runner.settle([ended(taken[0])]) == ["done"]
+        has_run.set()
+        assert await settling == ["done"]
+        await reading
+        assert (await runner.claim(["children"], "second", 1, 30.0)).records == []
+        assert await runner.get(["child"]) == {}

@@ -22,6 +22,7 @@ from asyncsched.contract import Claim, Entry, Filter, JobStore, Record, Settleme
 from asyncsched.errors import DefinitionError, MissingExtra, SchemaError, StoreError, StoreUnavailable
 from asyncsched.stores import store_from_url
 from asyncsched.stores.zookeeper import ZooKeeperStore, _leases
+from asyncsched.stores.zookeeper._names import key_of, leaf_of
 from tests.servers.running import Servers
 from tests.servers.server import free_port
 from tests.support.waiting import eventually
@@ -713,3 +714,68 @@ async def test_a_cancellation_while_it_closes_is_not_swallowed_and_leaves_nothin
         await closing
     with pytest.raises(StoreError, match="not open"):
         await store.get(["a"])
+
+
+async def test_what_a_refused_part_of_a_call_would_have_let_go_stays_in_its_line(
+    store: ZooKeeperStore,
+) -> None:
+    now = await store.now()
+    await store.add([job(f"run {n:02}", now - 1.0) for n in range(60)])
+    await store.add([replace(job(f"parked {n:03}", None), hold="limit") for n in range(120)])
+    held = sorted(await claim(store), key=lambda record: record.id)
+    other = store.clone()
+    assert other is not None
+    await other.open()
+    # One of the last is refused, and with it all that stand in its transaction.
+    await move(other, held[-1].id, 1, None)
+    await other.close()
+    ends = [replace(ended(record), unpark=("limit", 2)) for record in held]
+    assert await store.settle(ends) == [*["done"] * 59, "stale"]
+    assert await store.page(Filter(hold="limit"), 200) == []
+
+
+async def test_a_job_that_is_claimed_again_before_a_call_of_many_is_over_is_not_lost(
+    still: Still, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, now = still
+    later = now[0] + 1e6
+    await store.add([job("to be removed", later)])
+    await store.remove(["to be removed"])
+    await store.add([job(f"job {n:03}", now[0]) for n in range(100)])
+    held = sorted(await claim(store), key=lambda record: record.id)
+    # The folder of that time, which is known here, is tidied away by another.
+    await store._erase_below(f"{store._ground.paths.lane('default', 5)}/{leaf_of(key_of(later))}")
+    folders, is_waiting, is_free = store._ground.folders, asyncio.Event(), asyncio.Event()
+    ensure, calls = folders.ensure, [0]
+
+    async def late(leaves: Any) -> None:
+        calls[0] += 1
+        if calls[0] == 2:
+            is_waiting.set()
+            await is_free.wait()
+        await ensure(leaves)
+
+    monkeypatch.setattr(folders, "ensure", late)
+    moves = {held[0].id: now[0], held[-1].id: later}
+    many = asyncio.create_task(store.settle([ended(record, moves.get(record.id)) for record in held]))
+    await eventually(is_waiting.is_set)
+    monkeypatch.setattr(folders, "ensure", ensure)
+    assert [record.id for record in await claim(store, "second")] == [held[0].id]
+    is_free.set()
+    assert await many == ["done"] * 100
+    # Whatever is sent next takes with it what is of no more use. Then this instance dies.
+    await store.get(["any"])
+    now[0] += 60.0
+    assert [record.id for record in await claim(store, "third")] == [held[0].id]
+
+
+async def test_a_connection_that_is_reset_at_once_makes_the_store_unavailable(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reset(self: asyncio.StreamWriter, name: str, default: object = None) -> None:
+        """There is no peer any more."""
+
+    store = ZooKeeperStore(url)
+    monkeypatch.setattr(asyncio.Transport, "get_extra_info", reset)
+    with pytest.raises(StoreUnavailable):
+        await store.open()
