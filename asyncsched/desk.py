@@ -85,6 +85,10 @@ class Desk:
         over = None if limit_s is None else clock.monotonic() + limit_s
         look_s, longest_s = _LOOKS_S
         while True:
+            if self._engine.workers.get(shelf.alias) is not worker:
+                # Stopped, or the store was removed: nothing would ever change.
+                self._engine.check_running()
+                worker = self._engine.worker(shelf.alias)
             changed = asyncio.Event()
             listener = _setter(changed, id)
             worker.on_settled.append(listener)

@@ -112,6 +112,7 @@ class Engine:
         #: Work beside that of the workers: each is begun for each store, and cancelled with it.
         self.attendants: list[Callable[[str], Coroutine[Any, Any, None]]] = []
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.on_stopped: Callable[[], object] = lambda: None
         self._facade = facade
         self._default_rules = rules_of(_NO_POLICIES, options.defaults)
         self._lifespan = lifespan
@@ -144,7 +145,8 @@ class Engine:
         starting = asyncio.current_task()
         assert starting is not None
         cancelled = starting.cancelling()
-        self._start, self._is_called_off = (starting, self.loop.create_future()), False
+        ended = self.loop.create_future()
+        self._start, self._is_called_off = (starting, ended), False
         self._stopper = None
         self._pauses = {(None, None)} if paused else set()
         self._lifespans = Lifespans()
@@ -166,7 +168,7 @@ class Engine:
             try:
                 await to_its_end(self.loop.create_task(self._close()))
             finally:
-                self._start[1].set_result(None)
+                ended.set_result(None)
             if (
                 was_called_off
                 and starting.uncancel() <= cancelled
@@ -174,7 +176,7 @@ class Engine:
             ):
                 raise NotRunning("this scheduler was stopped while it started") from None
             raise
-        self._start[1].set_result(None)
+        ended.set_result(None)
         self.state = "paused" if paused else "running"
         for alias in self.stores:
             self._employ(alias)
@@ -269,6 +271,7 @@ class Engine:
                 self._threads = None
         finally:
             self.state = "stopped"
+            self.on_stopped()
 
     # -- stores and workers --------------------------------------------------------------------------------------------
 
@@ -277,8 +280,11 @@ class Engine:
         self._take(alias, store)
         if not self.is_running:
             return
+        host = self._host
         try:
             await self._open(alias)
+            if self._host is not host and self.state != "stopped":
+                return  # Stopped and started meanwhile: that start has opened it, and employs a worker for it.
             await self._appear(alias)
             if not self.is_running:
                 raise NotRunning(f"this scheduler was stopped while it opened store {alias!r}")

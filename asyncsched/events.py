@@ -275,6 +275,7 @@ class Subscription(Generic[E]):
         self._bus = bus
         self._queue: deque[E] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._is_over = False
         self._ready: asyncio.Event | None = None
         self._idle = asyncio.Event()
 
@@ -316,9 +317,12 @@ class Subscription(Generic[E]):
             self._ready = None
 
     def cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+        task, self._task = self._task, None
+        if task is not None and task is asyncio.current_task():
+            # Its own listener asks for it, and goes on to its end.
+            self._is_over = True
+        elif task is not None:
+            task.cancel()
 
     async def _feed(self) -> None:
         assert self._ready is not None
@@ -328,6 +332,8 @@ class Subscription(Generic[E]):
             self._idle.clear()
             while self._queue:
                 await self._deliver(self._queue.popleft())
+                if self._is_over:
+                    return
             self._idle.set()
 
     async def _drained(self) -> None:

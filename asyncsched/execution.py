@@ -129,6 +129,8 @@ class Execution(msgspec.Struct, eq=False):
     traceback: str | None = None
     annotations: dict[str, Any] | None = None
     is_abandoned: bool = False
+    #: Its job was claimed again by this instance, after it had been told to end since its lease had.
+    is_held_again: bool = False
     #: The version of its record that was looked at since.
     seen: int = 0
     timer: Timer | None = None
@@ -171,7 +173,11 @@ class Execution(msgspec.Struct, eq=False):
             self._finish_failed(error)
             raise
         except BaseException as error:
-            self._finish_raised(error)
+            try:
+                self._finish_raised(error)
+            except Exception as fault:
+                # It says what is to be done in a way that nobody can follow: made by a class that leaves out the delay, say.
+                self._finish_failed(fault)
         else:
             self._finish_returned(result)
 
@@ -242,14 +248,16 @@ class Execution(msgspec.Struct, eq=False):
         context = contextvars.copy_context()
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self.host.threads(), lambda: context.run(without_stop, call))
-        while True:
+        # Not its answer: a thread may raise CancelledError, too, and would again and again be taken for one who asks.
+        while not running.done():
             try:
-                return await asyncio.shield(running)
+                await asyncio.wait([running])
             except asyncio.CancelledError:
                 if self.is_abandoned or self.reason is None:
                     running.cancel()
                     self.host.renew_threads()
                     raise
+        return running.result()
 
     # -- cancelling ----------------------------------------------------------------------------------------------------
 
@@ -384,6 +392,9 @@ class Execution(msgspec.Struct, eq=False):
             self._finish("cancelled", error="cancelled by a shutdown", again=True)
         elif self.reason == "limit":
             self._finish("cancelled", error="cancelled, since it lost its place under a limit", again=True)
+        elif self.reason == "lost":
+            # Written where this instance has claimed the job again meanwhile, and nowhere else.
+            self._finish("cancelled", error="cancelled, since its lease had ended", again=True)
         elif self.reason == "overlap":
             self._finish("cancelled", error="cancelled for its next fire time")
         elif self.reason == "cancel":

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from asyncsched.outlast import ENOUGH_S
+
 __all__ = ["Lifespans"]
 
 
@@ -26,7 +28,8 @@ class Lifespans:
         Raises what entering raised; the next one who asks tries again.
         """
         held = self._held.get(key)
-        if held is None:
+        if held is None or (held[1].done() and held[1].exception() is not None):
+            # Or that failed when nobody waited for it any more.
             ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             leave = asyncio.Event()
             task = asyncio.get_running_loop().create_task(
@@ -44,12 +47,20 @@ class Lifespans:
         """Leave them all, and enter none any more; return what went wrong on the way."""
         errors: list[BaseException] = []
         while self._held:
-            _, (task, ready, leave) = self._held.popitem()
+            key, (task, ready, leave) = self._held.popitem()
             leave.set()
             if not ready.done():
                 # Nobody waits for it.
                 task.cancel()
-            errors += [e for e in await asyncio.gather(task, return_exceptions=True) if e is not None]
+            await asyncio.wait([task], timeout=ENOUGH_S)
+            if not task.done():
+                errors.append(TimeoutError(f"lifespan {key!r} was not left within {ENOUGH_S:g} s"))
+                task.cancel()
+                await asyncio.wait([task], timeout=1.0)
+            elif task.cancelled():
+                errors.append(asyncio.CancelledError())
+            elif (error := task.exception()) is not None:
+                errors.append(error)
         return errors
 
 
@@ -61,6 +72,9 @@ async def _hold(
         value = await manager.__aenter__()
     except BaseException as error:
         if not ready.done():
+            if isinstance(error, StopIteration):
+                # It cannot be the end of a future: whoever waits for that would wait for ever.
+                error = RuntimeError("the lifespan raised StopIteration")
             ready.set_exception(error)
             ready.exception()
         return

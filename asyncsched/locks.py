@@ -35,7 +35,7 @@ from asyncsched.errors import (
 from asyncsched.ids import check_name
 from asyncsched.keeper import trust_end
 from asyncsched.model import Skip, Snooze
-from asyncsched.outlast import heeding
+from asyncsched.outlast import gone_astray, heeding
 from asyncsched.units import Duration, to_seconds
 
 __all__ = ["Leader", "Lock", "exclusive"]
@@ -220,7 +220,6 @@ class Lock:
         held = self._mine()
         owner = held.owner = asyncio.current_task()
         assert owner is not None
-        cancelling = owner.cancelling()
         keeping = asyncio.create_task(self._keep(held), name=f"asyncsched-lock-{self.name}")
         try:
             yield self
@@ -229,7 +228,11 @@ class Lock:
                 await asyncio.sleep(0)
                 raise asyncio.CancelledError
         except BaseException as error:
-            if held.is_lost and owner.uncancel() <= cancelling and isinstance(error, asyncio.CancelledError):
+            if (
+                held.is_lost
+                and owner.uncancel() <= held.cancelling
+                and isinstance(error, asyncio.CancelledError)
+            ):
                 raise self._lost() from error
             raise
         finally:
@@ -261,10 +264,10 @@ class Lock:
             if self._clock.monotonic() < held.trusted_until and not held.has_ended:
                 asked_at, pause_s = self._clock.monotonic(), self._ttl_s / _RENEWALS
                 try:
-                    if held.lease.key in await self._open().extend([held.lease], self._ttl_s):
+                    if held.lease.key in await heeding(self._open().extend([held.lease], self._ttl_s)):
                         self._trust(held, asked_at, self._ttl_s)
                         continue
-                except AsyncSchedError:
+                except Exception:
                     pause_s = self._ttl_s / _TRIES
                     continue
             self._lose(held)
@@ -275,6 +278,8 @@ class Lock:
         if held.owner is not None and not held.is_lost and not held.has_ended:
             held.is_lost = True
             self.logger.warning("lock %r was lost: its lease could not be renewed in time", self.name)
+            # Not as of the block's beginning: before Python 3.13 each TaskGroup that has failed in it adds to that.
+            held.cancelling = held.owner.cancelling()
             held.owner.cancel()
 
     async def _free(self, held: _Held, keeping: asyncio.Task[None]) -> None:
@@ -343,10 +348,13 @@ class Lock:
             store.acquire([self._place, self._key], holder, min(self._ttl_s, _PLACE_S))
         )
         try:
-            taken = await asyncio.shield(asking)
+            await asyncio.wait([asking])
         except asyncio.CancelledError:
             self._apart(self._give_back(asking))
             raise
+        if asking.cancelled():
+            raise StoreUnavailable(str(gone_astray()))
+        taken = asking.result()
         place, lease = taken.get(self._place), taken.get(self._key)
         if lease is None or place is None:
             left = [one for one in (lease, None if stays else place) if one is not None]
@@ -457,6 +465,8 @@ class _Held:
         self.owner: asyncio.Task[Any] | None = None
         self.has_ended = False
         self.is_lost = False
+        #: How often its owner had been cancelled when it was lost.
+        self.cancelling = 0
         self._turn: asyncio.Lock | None = turn
 
     def pass_on(self) -> None:
@@ -551,7 +561,8 @@ class Leader:
                         await self._call(self._on_lost)
             except LockLost:
                 continue
-            except StoreError as error:
+            except (StoreError, LockNotAcquired) as error:
+                # The second where a call to the store was cancelled, though not by whoever waited for it.
                 self._lock.logger.warning("leader %r stands again in a while: %s", self.name, error)
                 await self._lock._clock.sleep(self._lock.ttl / _RENEWALS)
 

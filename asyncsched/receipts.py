@@ -42,6 +42,8 @@ class _Calls(Protocol):
 
     async def runs_at(self, job_id: str, fire_time: datetime, *, is_asked: bool = False) -> list[Run]: ...
 
+    async def pause_job(self, id: str, *, store: str | None = None) -> Job: ...
+
     async def remove_job(self, id: str, missing_ok: bool = False, *, store: str | None = None) -> bool: ...
 
     async def standing(self, job_id: str, fire_time: datetime, *, store: str | None = None) -> Standing: ...
@@ -95,6 +97,17 @@ class Receipt:
                 return True
         standing, status = await self._stands()
         if standing is None or status != "scheduled" or standing.is_asked_for or standing.job.trigger.recurs:
+            return False
+        with suppress(LookupError):
+            # So that nobody begins it between the look and the removal.
+            await self._calls.pause_job(self.job_id, store=self.store)
+        standing, status = await self._stands()
+        if standing is None or status not in ("running", "scheduled"):
+            return False
+        if standing.run_id is not None:
+            with suppress(JobNotRunning, LookupError):
+                await self._calls.cancel_run(standing.run_id, store=self.store)
+                return True
             return False
         return await self._calls.remove_job(self.job_id, missing_ok=True, store=self.store)
 

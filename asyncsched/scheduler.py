@@ -25,6 +25,7 @@ from asyncsched.events import (
     Listener,
     Subscription,
 )
+from asyncsched.execution import in_run_of
 from asyncsched.flowcalls import FlowCalls
 from asyncsched.health import HealthRule
 from asyncsched.history import History
@@ -238,9 +239,11 @@ class Scheduler(JobCalls, FlowCalls):
 
         loop = asyncio.get_running_loop()
         await self.start()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, ask)
+        # By one of its own runs, say.
+        self._engine.on_stopped = asked.set
         try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, ask)
             await asked.wait()
         finally:
             try:
@@ -543,8 +546,11 @@ class FromThread:
         **kwargs: P.kwargs,
     ) -> T:
         """Await *method* of the scheduler in its loop, and return what it gave."""
-        loop = self._scheduler._engine.loop
-        if loop is None or not self._scheduler.is_running:
+        engine = self._scheduler._engine
+        loop = engine.loop
+        # As for calls in the event loop: a run may use it while it drains.
+        is_draining = engine.state == "stopping" and in_run_of(self._scheduler)
+        if loop is None or not (engine.is_running or is_draining):
             raise NotRunning("this scheduler is not running: start it in its event loop first")
         with contextlib.suppress(RuntimeError):
             if asyncio.get_running_loop() is loop:

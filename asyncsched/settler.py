@@ -141,8 +141,10 @@ class Settler:
             nonlocal pairs
             pairs = await self._without_zombies(pairs)
             if self._limits.grants:
-                pairs = await self._without_zombies(await self._limits.leave(pairs))
-            return await self._store.settle([settlement for _, settlement in pairs])
+                # Kept whatever comes next: who has left once moves no line on again.
+                pairs = await self._limits.leave(pairs)
+                pairs = await self._without_zombies(pairs)
+            return await self._store.settle([settlement for _, settlement in pairs]) if pairs else []
 
         try:
             answers = await self._link.persist(write)
@@ -193,6 +195,8 @@ class Settler:
     async def _bisect(self, pairs: Pairs, error: Exception, *, is_again: bool) -> None:
         """The store refuses something in the batch for good: find it, and settle it without what it cannot take. A quarantine
         needs a person to end it, so nothing is put there that was refused only once."""
+        if not pairs:
+            return
         if len(pairs) > 1:
             half = len(pairs) // 2
             await self._write(pairs[:half])

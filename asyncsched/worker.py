@@ -336,7 +336,11 @@ class Worker:
         if self._spreads:
             await self._spread(claimed.now)
         if self._limits.asking:
+            asked = {ask.record.id for ask in self._limits.asking}
             await self._limits.admit(claimed.now)
+            if self._keeper is None:
+                # Nobody renews what has begun: that it was to end again was told before it was held.
+                await self._news.look_at([self.held[id] for id in asked if id in self.held])
         is_old = self._clock.monotonic() - first_asked_at > self._lease_s / 4
         if self._keeper is not None and claimed.records and is_old:
             self._keeper.notice(at_once=True)
@@ -473,6 +477,7 @@ class Worker:
             held.record, fence=record.fence, holder=record.holder, tries=record.tries, prior=record.prior
         )
         held.trusted_until = trusted_until
+        held.is_held_again = held.reason == "lost"
 
     def _set_aside(self, held: Execution) -> None:
         """Its job was removed and is there anew: what has begun may end, beside the next run."""
@@ -518,7 +523,7 @@ class Worker:
         if execution.is_abandoned and execution.work is not None:
             self._abandoned.add(execution.work)
             execution.work.add_done_callback(self._abandoned.discard)
-        if execution.reason == "lost" and execution.committed is None:
+        if execution.reason == "lost" and execution.committed is None and not execution.is_held_again:
             self.lost(execution)
         elif execution.committed is not None:
             self._confirming += 1

@@ -61,7 +61,7 @@ class Campaign:
     # -- what must be true -----------------------------------------------------------------------------------------------
 
     def assert_every_one_shot_succeeded_once(self) -> None:
-        """Every job ran to its end, and exactly one run of each was settled: one that did run, be it under an earlier fence, if its
+        """Every job ran to its end, and exactly one run of each was settled: one that did run, under an earlier fence where its
         process lost its lease between end and settlement and took it over itself."""
         ended, succeeded = self.fences("ended"), self.settled("succeeded")
         settled = {id: len(fences) for id, fences in succeeded.items() if id not in self.grid}
