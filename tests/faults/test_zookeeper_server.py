@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from asyncsched.contract import Claim, Entry, Filter, Record, Settlement, Update
 from asyncsched.errors import StoreUnavailable
-from asyncsched.stores.zookeeper import ZooKeeperStore
+from asyncsched.stores.zookeeper import ZooKeeperStore, _wire
 from tests.servers.running import Servers
 from tests.servers.server import CannotStart
 from tests.servers.zookeeper import ZooKeeperServer
@@ -229,3 +229,41 @@ async def test_instances_hear_of_a_leaf_that_was_removed_under_them(url: str) ->
         await store.add([job("a", now + 86400)])
         assert (await other.claim(["default"], "last", 10, 30.0)).next_wake_at == now + 86400
         await other.close()
+
+
+@pytest.fixture(scope="module")
+def behind(own: ZooKeeperServer) -> Iterator[ZooKeeperServer]:
+    """One that has heard of nothing that the other knows, as a server of an ensemble that lags behind."""
+    server = ZooKeeperServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+async def test_a_server_that_lags_behind_is_not_asked(
+    server: ZooKeeperServer, behind: ZooKeeperServer
+) -> None:
+    async with proxied(server.url) as proxy, opened(proxy.of(server.url)) as store:
+        await store.add([job(f"{n}", await store.now() - 1) for n in range(10)])
+        proxy.lead_to("127.0.0.1", behind.port)
+        proxy.cut()
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                await store.get(["0"])
+        proxy.lead_to("127.0.0.1", server.port)
+        assert list(await answered(lambda: store.get(["0"]))) == ["0"]
+        [*claimed] = (await answered(lambda: store.claim(["default"], "t", 100, 60.0))).records
+        assert len(claimed) == 10
+
+
+async def test_a_server_that_was_restored_is_asked_after_a_while(
+    server: ZooKeeperServer, behind: ZooKeeperServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with proxied(server.url) as proxy, opened(proxy.of(server.url)) as store:
+        await store.add([job("0", await store.now() - 1)])
+        monkeypatch.setattr(_wire, "_FORGET_S", 0.5)
+        proxy.lead_to("127.0.0.1", behind.port)
+        proxy.cut()
+        assert await answered(lambda: store.get(["0"])) == {}

@@ -38,6 +38,8 @@ _PASSING = (
 )
 #: A server that has said nothing for so long is asked whether it is there; and so long it may take to say so.
 _SILENCE_S, _PATIENCE_S = 3.0, 1.5
+#: Whoever is refused everywhere for so long takes any server: it may have been restored, and know less than it did.
+_FORGET_S = 60.0
 _monotonic = SystemClock.monotonic
 
 
@@ -63,9 +65,16 @@ class _Session:
     """One connection, from its first word to its last."""
 
     def __init__(
-        self, connection: Any, timeout_s: float, on_event: Callable[[Any], None], on_end: Callable[[], None]
+        self,
+        connection: Any,
+        timeout_s: float,
+        seen: int,
+        on_event: Callable[[Any], None],
+        on_end: Callable[[], None],
     ) -> None:
         self.connection = connection
+        #: The last transaction that an answer knew of.
+        self.seen = seen
         #: As the server granted it.
         self.timeout_s = timeout_s
         self.is_alive = True
@@ -120,6 +129,7 @@ class _Session:
             while True:
                 xid, zxid, response = await connection.read_response()
                 self._heard_at = _monotonic()
+                self.seen = max(self.seen, zxid)
                 if xid == protocol.WATCH_XID:
                     self._on_event(response)
                     continue
@@ -262,6 +272,7 @@ class Wire:
         self._session: _Session | _Guest | None = None
         self._discarded: list[str] = []
         self._connecting: asyncio.Task[None] | None = None
+        self._refused_since: float | None = None
         self.is_open = False
         #: Whether the store was opened: a refusal is the fault of the server from then on, and condemns nothing.
         self.is_ready = False
@@ -279,6 +290,7 @@ class Wire:
             connecting.cancel()
             await asyncio.wait([connecting])
         session, self._session = self._session, None
+        self._refused_since = None
         if session is not None:
             await session.leave()
 
@@ -334,6 +346,7 @@ class Wire:
 
     async def _connect(self) -> None:
         problems = []
+        seen = self._seen()
         for host, port in random.sample(self._hosts, len(self._hosts)):
             connection = _Connection(host, port, watch_handler=None, read_timeout=self.timeout_s)
             try:
@@ -341,8 +354,9 @@ class Wire:
                 async with asyncio.timeout(
                     min(self.timeout_s / len(self._hosts), self._session_timeout_s / 5)
                 ):
-                    self._session = await self._begin(connection)
+                    self._session = await self._begin(connection, seen)
                 self.connections += 1
+                self._refused_since = None
                 return
             except (OSError, TimeoutError, exc.ZKError, asyncio.IncompleteReadError, TypeError) as error:
                 # TypeError: the driver asks for the peer's address, and a connection that was reset at once has none.
@@ -355,7 +369,17 @@ class Wire:
                 raise
         raise StoreUnavailable(f"{self.name} cannot be reached: {'; '.join(problems)}")
 
-    async def _begin(self, connection: Any) -> _Session:
+    def _seen(self) -> int:
+        """What a server must have heard of to be asked: one that lags behind would not know what another has told before, and
+        what it does not know would be taken for gone."""
+        now = _monotonic()
+        if self._refused_since is None:
+            self._refused_since = now
+        if not isinstance(self._session, _Session) or now - self._refused_since > _FORGET_S:
+            return 0
+        return self._session.seen
+
+    async def _begin(self, connection: Any, seen: int) -> _Session:
         await connection.connect()
         if connection.start_read_only:
             raise exc.NotReadOnly
@@ -364,7 +388,7 @@ class Wire:
             raise StoreError(f"{self.name} is ZooKeeper {found}: 3.5 or later is needed")
         asked = protocol.ConnectRequest(
             protocol_version=0,
-            last_seen_zxid=0,
+            last_seen_zxid=seen,
             timeout=int(self._session_timeout_s * 1000),
             session_id=0,
             password=b"\0" * 16,
@@ -372,7 +396,7 @@ class Wire:
         )
         connection.writer.write(_framed(asked.serialize()))
         _, _, granted = await connection.read_response(initial_connect=True)
-        session = _Session(connection, granted.timeout / 1000, self._event, self._ended)
+        session = _Session(connection, granted.timeout / 1000, seen, self._event, self._ended)
         if self._login is not None:
             try:
                 answer = connection.send(protocol.AuthRequest(type=0, scheme="digest", auth=self._login))
