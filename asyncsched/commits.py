@@ -81,7 +81,7 @@ class Commits:
         there = (await self._link.persist(partial(self._store.get, [record.id]))).get(record.id)
         # One that was adopted meanwhile was claimed anew, which nothing is that is settled.
         if execution.record is not record or _is_held(there, record):
-            if execution.reason == "lost":
+            if execution.reason == "lost" and not execution.is_held_again:
                 return "lost"
             if end.outcome == "succeeded":
                 execution.fail("the transaction that it committed in was rolled back")

@@ -206,6 +206,8 @@ class Declarations:
 
     async def apply(self, plan: Plan) -> None:
         self._engine.check_running()
+        if not isinstance(plan, Plan):
+            raise DefinitionError(f"apply() takes what plan() gave, not {plan!r}")
         if (plan.application, plan.revision) != (self.application, self.revision):
             raise DefinitionError(
                 f"this plan is of application {plan.application!r}, revision {plan.revision}, and this scheduler is of "

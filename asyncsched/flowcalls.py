@@ -170,6 +170,13 @@ class FlowCalls:
 
         Raises JobLookupError for a job that nobody knows of, and DefinitionError for a recurring one, which has no end.
         """
+        for one in (
+            [after] if isinstance(after, str) else after if isinstance(after, list | tuple | set) else []
+        ):
+            if isinstance(one, str):
+                raise DefinitionError(
+                    f"enqueue_after() takes Jobs and Receipts, not the id {one!r}: await get_job({one!r}) or receipt({one!r})"
+                )
         flow = Workflow(task if isinstance(task, str) else task_name(getattr(task, "function", task)))
         flow.step("then", task, after=after, args=args, kwargs=kwargs)
         store = next(iter(flow.jobs.values()), "default")

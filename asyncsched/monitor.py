@@ -95,6 +95,8 @@ class Monitor:
         One job costs one query (two if it is overdue, and one more if its runs overlap, which are counted in the log). All jobs
         are read page by page, 500 in a query: that is for a report, not for every tick. *filters* are those of ``get_jobs``.
         """
+        if rule is not None and not isinstance(rule, HealthRule):
+            raise DefinitionError(f"health(rule=) takes a HealthRule, not {rule!r}")
         if job_id is None:
             return self._each_health(rule, store, filters)
         if filters:

@@ -206,6 +206,11 @@ class Workflow:
         is_final: bool,
     ) -> None:
         check_id(name, "a step's name")
+        if isinstance(spec.task, Workflow):
+            raise DefinitionError(
+                f"a step runs a task, and {name!r} is given workflow {spec.task.name!r}, which would only have begun when the "
+                "step ends: add its steps to this one, or start and await it in a task"
+            )
         conditions = _conditions(after)
         taken = {*self._steps, *self.jobs}
         if name in taken or any(c.store is not None and c.step in {name, *self._steps} for c in conditions):

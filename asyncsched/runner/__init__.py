@@ -141,6 +141,10 @@ class Runner:
             self._store = store or "default"
             if workers != 0 and (workers is not None or name not in scheduler.queues):
                 scheduler.serve(name, 4 if workers is None else workers)
+        hooks = {"on_start": on_start, "on_success": on_success, "on_error": on_error, "on_retry": on_retry}
+        for hook, given in hooks.items():
+            if given is not None and not callable(given):
+                raise DefinitionError(f"Runner({hook}=) takes a function, not {given!r}")
         #: What it stands on: for receipts, the history and whatever else is about jobs.
         self.scheduler = scheduler
         self._on_start, self._on_success, self._on_error, self._on_retry = (
@@ -191,6 +195,7 @@ class Runner:
             raise DefinitionError(f"the handler of job type {type!r} is a function, not {handler!r}")
         task = self._task_name(check_name(type, "a job's type"))
         refuse_generator(handler)
+        _check_takes_a_job(type, handler)
         self.scheduler.register(self._wrapped(type, handler), task)
         self._types[task] = type
         if isinstance(handler, Hashable):
@@ -288,6 +293,10 @@ class Runner:
 
     def _spec(self, given: Any, payload: Any) -> JobSpec:
         if isinstance(given, RunnerJob):
+            if payload is not None:
+                raise DefinitionError(
+                    f"a RunnerJob has its payload itself, so {payload!r} beside it is one too many: leave it out"
+                )
             job = given
         else:
             is_handler = not isinstance(given, str) and isinstance(given, Hashable)
@@ -602,6 +611,19 @@ class Runner:
         loop = self.scheduler._engine.loop
         assert loop is not None
         return loop
+
+
+def _check_takes_a_job(type: str, handler: Callable[..., object]) -> None:
+    try:
+        signature = inspect.signature(handler)
+    except (TypeError, ValueError):
+        return  # One of those in C that do not tell.
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise DefinitionError(
+            f"the handler of job type {type!r} is called with the job alone, and takes {signature}"
+        ) from None
 
 
 async def _noted(at_work: _AtWork, result: Awaitable[Any]) -> Any:

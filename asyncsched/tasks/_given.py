@@ -27,8 +27,10 @@ def task_of(
     """A task that hands *call* what is fixed, with what the job gives in its place.
 
     *hints* has the parameters and their types, the first one being what there is no call without; *fixed* those that were
-    fixed. Raises DefinitionError for a *per_job* that makes no sense.
+    fixed. Raises DefinitionError for what is fixed and of another type, and for a *per_job* that makes no sense.
     """
+    for given, value in fixed.items():
+        _check(name, given, value, hints[given])
     names = _given_by_jobs(per_job, hints, fixed)
     signature = inspect.Signature([_parameter(given, hints, fixed) for given in names])
 
@@ -40,6 +42,15 @@ def task_of(
     run.__module__ = "asyncsched.tasks"
     run.__name__ = run.__qualname__ = name
     return Task(run, name, timeout=timeout, retry=retry)
+
+
+def _check(task: str, name: str, value: Any, hint: Any) -> None:
+    """What is a text must be one; all else is checked where it is read. The message does not show what may be secret."""
+    if hint in (str, str | bytes) and not isinstance(value, hint):
+        wanted = inspect.formatannotation(hint)
+        raise DefinitionError(
+            f"{name} of the task {task!r} must be {wanted}, not a value of {type(value).__name__}"
+        )
 
 
 def _given_by_jobs(

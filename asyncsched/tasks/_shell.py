@@ -111,6 +111,10 @@ def _variables(env: Mapping[str, str]) -> Mapping[str, str]:
             raise DefinitionError(
                 f"shell(env=) takes strings, and {variable!r} is given a value of {type(value).__name__}"
             )
+        if not variable or "=" in variable or "\0" in variable + value:
+            raise DefinitionError(
+                f"no variable can be {variable!r} or have a NUL in it: shell(env=) takes names without '='"
+            )
     return env
 
 

@@ -161,6 +161,9 @@ async def test_a_job_that_cannot_be_run_as_it_is_is_unhealthy(clock: ManualClock
 async def test_an_unknown_job_is_refused(scheduler: Scheduler) -> None:
     with pytest.raises(JobLookupError):
         await scheduler.monitor.health("nowhere")
+    rule: Any = 5
+    with pytest.raises(DefinitionError, match="takes a HealthRule, not 5"):
+        await scheduler.monitor.health("nowhere", rule=rule)
 
 
 # -- lateness ------------------------------------------------------------------------------------------------------------

@@ -349,6 +349,13 @@ async def test_a_plan_of_another_revision_is_refused(memory: Code) -> None:
         assert await client.get_jobs() == []
 
 
+async def test_what_is_no_plan_is_refused(memory: Code) -> None:
+    wrong: Any = "plan"
+    async with memory({"a": every(60)}).client() as client:
+        with pytest.raises(DefinitionError, match=r"apply\(\) takes what plan\(\) gave, not 'plan'"):
+            await client.apply(wrong)
+
+
 async def test_a_client_is_made_of_a_scheduler_that_is_stopped_and_runs_nothing(
     memory: Code, clock: ManualClock
 ) -> None:

@@ -211,11 +211,26 @@ async def test_an_id_that_is_taken_is_refused_and_takes_no_room() -> None:
     [
         {"workers": -1}, {"workers": 1.5}, {"queue_size": 0}, {"max_retries": -1}, {"timeout": 0}, {"retry_delay": -1},
         {"name": ""}, {"scheduler": Scheduler(), "clock": ManualClock()}, {"scheduler": Scheduler(), "store": MemoryStore()},
+        {"on_start": 5}, {"on_retry": "tell"},
     ],
 )  # fmt: skip
 def test_options_that_can_never_work_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(DefinitionError):
         Runner(**options)
+
+
+async def test_what_no_job_could_be_handled_with_is_refused_at_once() -> None:
+    runner = Runner()
+    handlers: list[Any] = [lambda: None, lambda job, more: None, lambda *, job: None]
+    for handler in handlers:
+        with pytest.raises(DefinitionError, match="the handler of job type 'x' is called with the job alone"):
+            runner.register("x", handler)
+    runner.register("x", lambda job, more=1: None)
+    runner.register("y", lambda *jobs: None)
+    async with runner:
+        job: Any = RunnerJob("x", 1)
+        with pytest.raises(DefinitionError, match="a RunnerJob has its payload itself, so 5 beside it"):
+            await runner.enqueue(job, 5)
 
 
 async def test_a_runner_takes_jobs_between_start_and_stop_only() -> None:

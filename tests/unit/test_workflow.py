@@ -127,6 +127,12 @@ def test_after_takes_names_and_conditions_only() -> None:
         Workflow("w").step("a", work, after=[3])  # type: ignore[list-item]  # mypy is right: that is what is tested
 
 
+def test_a_workflow_is_no_task_of_a_step() -> None:
+    inner = Workflow("inner").step("a", work)
+    with pytest.raises(DefinitionError, match=r"'b' is given workflow 'inner'.*add its steps to this one"):
+        Workflow("w").step("b", inner)
+
+
 def test_more_steps_than_a_thousand_are_refused() -> None:
     flow = Workflow("w")
     for number in range(1000):

@@ -1212,6 +1212,12 @@ async def test_what_is_no_workflow_and_no_state_is_refused_by_name(
     wrong: Any = "work"
     with pytest.raises(DefinitionError, match=r"start_workflow\(\) takes a Workflow, not 'work'"):
         await scheduler.start_workflow(wrong)
+    for after in ("job", ["job"]):
+        given: Any = after
+        with pytest.raises(
+            DefinitionError, match=r"takes Jobs and Receipts, not the id 'job': await get_job"
+        ):
+            await scheduler.enqueue_after(given, "work")
     with pytest.raises(DefinitionError, match=r"state must be one of running, .*, not 'work'"):
         await scheduler.workflows(state=wrong)
 

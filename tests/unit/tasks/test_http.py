@@ -360,6 +360,7 @@ def test_headers_are_not_fixed_where_jobs_choose_to_whom_they_go(per_job: Any) -
         ({"headers": {"Host": "internal"}}, "'Host'"),
         ({"headers": {"Content-Length": "5"}}, "'Content-Length'"),
         ({"body": "a", "json": "b"}, "not both"),
+        ({"body": 5}, r"body of the task 'http' must be str \| bytes, not a value of int"),
         ({"expected": 5}, "expected"),
         ({"expected": []}, "expected"),
         ({"redirects": -1}, "redirects"),

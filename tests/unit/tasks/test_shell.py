@@ -222,6 +222,12 @@ async def test_a_job_gives_what_per_job_names_and_nothing_else() -> None:
         (lambda: shell(["ls"], expected="0"), "expected"),  # type: ignore[arg-type]  # refused at run time too
         (lambda: shell(["ls"], expected=[]), "expected"),
         (lambda: shell(["ls"], env={"A": 1}), "'A' is given a value of int"),  # type: ignore[dict-item]  # the same
+        (lambda: shell(["ls"], env={"A=B": "1"}), "names without '='"),
+        (lambda: shell(["ls"], env={"A": "sesame\0"}), "have a NUL in it"),
+        (
+            lambda: shell(["ls"], stdin=5),
+            r"stdin of the task 'shell' must be str \| bytes, not a value of int",
+        ),  # type: ignore[arg-type]  # the same
     ],
 )
 def test_options_that_can_never_work_are_refused(make: Callable[[], object], reason: str) -> None:
