@@ -28,16 +28,7 @@ _FAULTS = 4
 class Link:
     """The way to one store: repeats what did not get through, and makes its absence visible."""
 
-    def __init__(
-        self,
-        alias: str,
-        clock: Clock,
-        retry: Retry,
-        bus: Bus,
-        logger: logging.Logger,
-        *,
-        is_driven: bool = True,
-    ) -> None:
+    def __init__(self, alias: str, clock: Clock, retry: Retry, bus: Bus, logger: logging.Logger) -> None:
         self.alias = alias
         self.is_degraded = False
         #: Whoever uses it is being cancelled, and a driver may lose that.

@@ -108,7 +108,9 @@ class Receipt:
             with suppress(JobNotRunning, LookupError):
                 await self._calls.cancel_run(standing.run_id, store=self.store)
                 return True
-            return False
+            # It has ended meanwhile. What may be left of it is a further attempt, which the pause must not keep for ever.
+            if await self.status() != "scheduled":
+                return False
         return await self._calls.remove_job(self.job_id, missing_ok=True, store=self.store)
 
     async def _stands(self) -> tuple[Standing | None, str]:

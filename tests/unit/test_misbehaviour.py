@@ -8,17 +8,21 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from asyncsched import (
     Event,
+    Job,
     JobNotRunning,
     Leader,
     Lock,
     LockLost,
     MemoryStore,
     NotRunning,
+    Retry,
     RetryLater,
     RunSucceeded,
     Scheduler,
@@ -66,7 +70,7 @@ def test_a_thread_that_answers_its_cancellation_with_one_of_its_own_ends(error: 
             def work() -> None:
                 run = current_run()
                 while not run.cancelled:
-                    time.sleep(0.01)
+                    time.sleep(0.01)  # A thread asks now and then whether it is to end.
                 raise error
 
             receipt = await scheduler.enqueue(work)
@@ -132,7 +136,7 @@ async def test_a_start_that_follows_a_failed_one_at_once_is_another_one(clock: M
         await asyncio.sleep(0)
         if problems:
             raise problems.pop()
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # The second start is under way when the first one ends.
         yield
 
     scheduler = Scheduler(clock=clock, lifespan=lifespan)
@@ -388,6 +392,38 @@ async def test_a_receipt_that_is_cancelled_as_its_job_comes_due_sees_to_it_that_
         assert await receipt.cancel()
         await clock.advance(60)
         assert (ran, await receipt.status()) == ([], "removed")
+
+
+async def test_a_receipt_that_is_cancelled_between_two_attempts_leaves_no_paused_job_behind() -> None:
+    clock, gate, ran = ManualClock(), asyncio.Event(), list[int]()
+    async with Scheduler(clock=clock) as scheduler:
+
+        class Calls:
+            """The job begins before it is held back, and its run ends before it is called off."""
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(scheduler, name)
+
+            async def pause_job(self, id: str, *, store: str | None = None) -> Job:
+                await clock.advance(30)
+                return await scheduler.pause_job(id, store=store)
+
+            async def cancel_run(self, id: str, *, store: str | None = None) -> None:
+                gate.set()
+                await clock.advance(0)
+                await scheduler.cancel_run(id, store=store)
+
+        @scheduler.task(name="work", retry=Retry(3, 60))
+        async def work() -> None:
+            ran.append(1)
+            await gate.wait()
+            raise ValueError("once more")
+
+        await scheduler.add_job("work", once(delay=30), id="x")
+        receipt = replace(await scheduler.receipt("x"), _calls=Calls())
+        assert await receipt.cancel()
+        await clock.advance(600)
+        assert (ran, await scheduler.get_jobs()) == ([1], [])
 
 
 # -- limits and leases -------------------------------------------------------------------------------------------------

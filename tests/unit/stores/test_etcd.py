@@ -747,7 +747,7 @@ async def test_the_clock_is_kept_though_the_connection_is_closed_in_the_midst_of
         async def late() -> Any:
             await asyncio.sleep(0.2)  # What was written with it is answered.
             store._line.give_up(way)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # The channel closes beside this call, and no event tells when it has.
             is_cut.set()
             return await read()
 
