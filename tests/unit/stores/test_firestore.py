@@ -32,6 +32,7 @@ from asyncsched.stores.firestore._wire import update
 from tests.servers.running import Servers
 from tests.servers.server import free_port
 from tests.support.proxy import proxied
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -810,8 +811,9 @@ async def test_whoever_waits_when_the_store_is_closed_is_told_so(own_url: str) -
         store = FirestoreStore.from_url(proxy.of(own_url))
         async with opened(store):
             proxy.stall()
+            before = proxy.requests
             waiting = [asyncio.create_task(store.get(["job"])), asyncio.create_task(claim(store))]
-            await asyncio.sleep(0.2)
+            await eventually(lambda: proxy.requests > before, what="the requests")
         proxy.flow()
         told = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(each) for each in told] == [StoreUnavailable, StoreUnavailable]
